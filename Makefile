@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Every target does its own set-up first (root is needed for that on a fresh machine) and says what it does.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+MAKEFLAGS += --no-print-directory
+# ansible-runner, molecule and ansible-lint look up their helpers on the PATH
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# npm trusts the certificate authorities that the machine trusts: its mirror may be behind one of its own
+export NODE_USE_SYSTEM_CA := 1
+COLLECTIONS := $(CURDIR)/playbooks/collections
+COLLECTION := playbooks/collections/ansible_collections/titan/disaster_recovery
+STAGE := .ci/stage
+
+.PHONY: help setup drill test lint unit sanity build-check molecule drills clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 22
+
+setup: ## install the Debian packages and make .venv
+	@.ci/setup
+
+drill: setup ## lose a Titan server in the lab and recover it on a blank one
+	@echo 'drill: complete_system_failure in the lab; the first run also builds the lab images'
+	.venv/bin/titan-dr drill complete_system_failure
+
+test: ## every check: setup, lint, unit, sanity, build-check, molecule, drills
+	@$(STAGE) setup .ci/setup
+	@$(STAGE) lint $(MAKE) lint
+	@$(STAGE) unit $(MAKE) unit
+	@$(STAGE) sanity $(MAKE) sanity
+	@$(STAGE) build-check $(MAKE) build-check
+	@$(STAGE) molecule $(MAKE) molecule
+	@$(STAGE) drills $(MAKE) drills
+
+lint: setup ## ruff, mypy, yamllint, changelog, ansible-lint (profile production)
+	ruff check .
+	mypy src
+	mypy $(COLLECTION)/plugins
+	yamllint --strict .
+	antsibull-changelog lint
+	ANSIBLE_COLLECTIONS_PATH=$(COLLECTIONS) ansible-lint --offline --strict
+
+unit: setup ## tests that need no lab
+	pytest -m 'not lab'
+
+sanity: setup ## ansible-test sanity on what the collection ships
+	tests/sanity.sh
+
+build-check: setup ## build and install the collection, check what is in it and which copy runs
+	pytest tests/build
+
+molecule: setup ## the molecule scenarios, on lab hosts
+	MOLECULE_GLOB='molecule/*/molecule.yml' molecule test --all
+
+drills: setup ## real faults against the lab
+	pytest -m lab tests/lab tests/drills
+
+clean: ## remove the lab's hosts and everything that was built here
+	if [ -x .venv/bin/titan-dr ]; then .venv/bin/titan-dr lab down; fi
+	rm -rf .venv .lab .cache .ansible build dist .pytest_cache .ruff_cache .mypy_cache src/*.egg-info

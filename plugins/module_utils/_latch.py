@@ -1,0 +1,72 @@
+# Copyright (c) 2026, Titan DR maintainers
+# Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+"""The halt latch: a file on the host, outside everything that is ever restored. While it exists trading is halted, whatever the data says.
+
+It carries a generation that only grows; a resume must name the current one. JSON: {"generation", "reason", "run_id", "since"}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import typing as t
+
+
+class LatchError(Exception):
+    """The latch is not in the state that was asked for."""
+
+
+def read(path: str) -> dict[str, t.Any] | None:
+    """The latch, or None when there is none. An unreadable latch is a latch: its generation is 0."""
+    try:
+        with open(path, encoding="utf-8") as handle:
+            found = json.load(handle)
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) and isinstance(found.get("generation"), int) else {"generation": 0, "reason": "unreadable latch"}
+
+
+def _write(path: str, text: str) -> None:
+    with open(path + ".new", "w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.chmod(path + ".new", 0o644)
+    os.rename(path + ".new", path)
+    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def fasten(path: str, reason: str, run_id: str, now: float) -> tuple[dict[str, t.Any], bool]:
+    """Put the latch in place, with the next generation, unless it is there; returns it and whether it is new."""
+    found = read(path)
+    if found:
+        return found, False
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    counter = path + ".generation"
+    generation = 1
+    with contextlib.suppress(FileNotFoundError, ValueError), open(counter, encoding="ascii") as handle:
+        generation = int(handle.read()) + 1
+    # The counter first: a generation that was ever on a latch is never used again.
+    _write(counter, f"{generation}\n")
+    latch = {"generation": generation, "reason": reason, "run_id": run_id, "since": now}
+    _write(path, json.dumps(latch) + "\n")
+    return latch, True
+
+
+def release(path: str, generation: int) -> bool:
+    """Take the latch away if it is of this generation; False when there was none."""
+    found = read(path)
+    if found is None:
+        return False
+    if found["generation"] != generation:
+        raise LatchError(f"the latch is of generation {found['generation']}, the resume carries {generation}: somebody halted trading again")
+    os.unlink(path)
+    return True

@@ -1,0 +1,420 @@
+#!/usr/bin/python
+# Copyright (c) 2026, Titan DR maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: restore_point_create
+short_description: Take a restore point of Redis, configuration, application and everything a blank server needs
+version_added: "0.1.0"
+author: [Titan DR maintainers (@titan-dr)]
+description:
+  - Saves Redis and waits for the save to end well, then loads the dump in a scratch Redis, so that the manifest counts what is in the dump and not what
+    the server held a moment later.
+  - Commits the configuration to a git repository below O(directory) and packs it with its history.
+  - Packs the live release, the Debian packages with the PM2 tree (the offline bundle), and the two tools that open all of it. What did not change since the
+    last restore point is not packed again.
+  - Everything but the tools is encrypted and authenticated with age. The manifest is written last, with a seal that only the age identity opens.
+options:
+  environment_id:
+    description: The environment.
+    type: str
+    required: true
+  directory:
+    description: Local directory of the backups.
+    type: path
+    required: true
+  recipients:
+    description: The age recipients (public keys) that may open the restore point.
+    type: list
+    elements: str
+    required: true
+  redis:
+    description: The server, with C(config) and C(data_dir).
+    type: dict
+    required: true
+  redis_user:
+    description: User that runs the scratch Redis.
+    type: str
+    default: redis
+  canary:
+    description: Where the canary lies, with C(key) and C(db).
+    type: dict
+    required: true
+  config_paths:
+    description: Files and directories of the configuration.
+    type: list
+    elements: path
+    required: true
+  config_history:
+    description: The git history of the configuration as one file, written here and packed with the configuration.
+    type: path
+    required: true
+  current:
+    description: The link to the live release.
+    type: path
+    required: true
+  pm2_prefix:
+    description: The PM2 tree.
+    type: path
+    required: true
+  timeout:
+    description: Seconds for all of it.
+    type: float
+    default: 600
+extends_documentation_fragment:
+  - titan.disaster_recovery.attributes
+attributes:
+  check_mode:
+    support: full
+    details: Says that a restore point would be taken.
+  diff_mode:
+    support: none
+  idempotent:
+    support: none
+    details: Each run takes another restore point.
+"""
+
+EXAMPLES = r"""
+- name: Take a restore point
+  titan.disaster_recovery.restore_point_create:
+    environment_id: production
+    directory: /backups
+    recipients: [age1qyqszqgpqyqszqgpqyqszqgpqyqszqgpqyqszqgpqyqszqgpqyqs3290gq]
+    redis: {config: /etc/redis/redis.conf, data_dir: /var/lib/redis}
+    canary: {key: "titan:dr:canary", db: 1}
+    config_paths: [/etc/redis/redis.conf, /opt/titan/config]
+    config_history: /var/lib/titan-dr/config.bundle
+    current: /opt/titan/current
+    pm2_prefix: /opt/pm2
+"""
+
+RETURN = r"""
+restore_point:
+  description: Id of the restore point.
+  type: str
+  returned: success
+objects:
+  description: What belongs to it, with C(key) in a store and C(path) on this host, the manifest last.
+  type: list
+  elements: dict
+  returned: success
+manifest:
+  description: The manifest.
+  type: dict
+  returned: success
+titan_dr:
+  description: Rows for the ledger.
+  type: dict
+  returned: always
+"""
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import pwd
+import secrets
+import shutil
+import subprocess
+import tempfile
+import time
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _debian, _fetch, _redis, _restore_point, _scratch
+
+DEBS_DIR = os.path.join(_fetch.STATE_DIR, "bundle", "debs")
+BOOTSTRAP_TOOLS = ("age", "zstd")
+
+
+class BackupError(Exception):
+    """No restore point was taken, and why."""
+
+
+def sha256(path: str) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def run(argv: list[str], deadline: float, **options: t.Any) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=max(1.0, deadline - time.time()), check=False, **options)
+    if done.returncode:
+        raise BackupError(f"{' '.join(argv[:3])} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+    return done.stdout
+
+
+def save_redis(client: _redis.Redis, deadline: float) -> float:
+    """Have Redis save and prove that the save on disk is this one; returns a time before which every acknowledged write is in it."""
+    while int(client.call("LASTSAVE")) >= int(time.time()):
+        time.sleep(0.1)  # LASTSAVE counts whole seconds: a save of this very second could not be told from ours
+    before = int(client.call("LASTSAVE"))
+    taken_at = time.time()
+    client.call("BGSAVE", "SCHEDULE")
+    while time.time() < deadline:
+        persistence = client.info("persistence")
+        if persistence["rdb_bgsave_in_progress"] == "0" and int(persistence["rdb_last_save_time"]) > before:
+            if persistence["rdb_last_bgsave_status"] != "ok":
+                raise BackupError("Redis reports that its save failed")
+            return taken_at
+        if persistence["rdb_bgsave_in_progress"] == "0" and persistence["rdb_last_bgsave_status"] != "ok":
+            raise BackupError("Redis reports that its save failed")
+        time.sleep(0.05)
+    raise BackupError("the save of Redis did not end in time")
+
+
+class Packer:
+    """Packs objects below the local directory; remembers what each is."""
+
+    def __init__(self, params: dict[str, t.Any], point_id: str, deadline: float) -> None:
+        self.params = params
+        self.point = f"points/{point_id}"
+        self.root = os.path.join(params["directory"], params["environment_id"])
+        self.deadline = deadline
+        self.objects: dict[str, dict[str, t.Any]] = {}
+
+    def path(self, key: str) -> str:
+        return os.path.join(self.root, key)
+
+    def age(self) -> list[str]:
+        argv = [_fetch.tool("age"), "--encrypt"]
+        for recipient in self.params["recipients"]:
+            argv += ["--recipient", recipient]
+        return argv
+
+    def known(self, kind: str, key: str) -> bool:
+        """An object named by its content is packed once."""
+        path = self.path(key)
+        try:
+            with open(path + ".json", encoding="utf-8") as handle:
+                self.objects[kind] = json.load(handle)
+            return os.path.getsize(path) == self.objects[kind]["size"]
+        except (FileNotFoundError, ValueError, KeyError):
+            return False
+
+    def pack(self, kind: str, key: str, stream: t.BinaryIO, commands: list[list[str]], details: dict[str, t.Any]) -> str:
+        """Send a stream through commands into the object; returns the SHA-256 of the stream."""
+        path = self.path(key)
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with open(path + ".new", "wb") as sink:
+            digest = _fetch.pump(stream, commands, sink, self.deadline)
+            os.fsync(sink.fileno())
+        os.chmod(path + ".new", 0o600)
+        entry = {"key": key, "size": os.path.getsize(path + ".new"), "sha256": sha256(path + ".new"), "sealed": key.endswith(".age"), "details": details}
+        os.rename(path + ".new", path)
+        if key.startswith("objects/"):
+            with open(path + ".json", "w", encoding="utf-8") as handle:
+                json.dump(entry, handle)
+        self.objects[kind] = entry
+        return digest
+
+    def tar(self, kind: str, key: str, roots: list[tuple[str, list[str]]], commands: list[list[str]], details: dict[str, t.Any], *flags: str) -> None:
+        argv = [_fetch.tool("tar"), "--create", "--numeric-owner" if kind == "bundle" else "--sort=name", *flags]
+        for folder, names in roots:
+            argv += ["--directory", folder, *names]
+        with tempfile.TemporaryFile() as errors:
+            process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors)
+            with t.cast("t.BinaryIO", process.stdout) as stream:
+                self.pack(kind, key, stream, commands, details)
+            code = process.wait()
+            errors.seek(0)
+            # 1: a file changed while it was read; the release and the configuration must not change under us.
+            if code:
+                raise BackupError(f"tar of {kind} ended with {code}: {errors.read(300).decode('utf-8', 'replace')}")
+
+
+def redis(packer: Packer, params: dict[str, t.Any]) -> tuple[float, dict[str, t.Any]]:
+    """Save, load in scratch, pack; returns when it was taken and the manifest's redis section."""
+    with open(params["redis"]["config"], encoding="utf-8") as handle:
+        conf = _redis.parse_conf(handle.read())
+    client = _redis.Redis(conf.address, conf.password)
+    version = client.info("server")["redis_version"]
+    taken_at = save_redis(client, packer.deadline)
+    dump = os.path.join(conf.directory, conf.dbfilename)
+    owner = pwd.getpwnam(params["redis_user"])
+    # A hard link keeps this save even if Redis saves again meanwhile.
+    scratch = tempfile.mkdtemp(prefix=".titan-dr-", dir=conf.directory)
+    try:
+        os.chown(scratch, owner.pw_uid, owner.pw_gid)
+        kept = os.path.join(scratch, "dump.rdb")
+        os.link(dump, kept)
+        if os.path.getmtime(kept) < int(taken_at):
+            raise BackupError(f"{dump} is older than the save that was asked for")
+        found = _scratch.load(kept, scratch, conf.databases, params["canary"], params["redis_user"], packer.deadline)
+        size = os.path.getsize(kept)
+        with open(kept, "rb") as stream:
+            digest = packer.pack(
+                "redis", f"{packer.point}/redis.rdb.zst.age", stream, [[_fetch.tool("zstd"), "-1", "--threads=2", "--stdout", "--quiet"], packer.age()], {}
+            )
+    finally:
+        shutil.rmtree(scratch)
+    client.close()
+    section = {
+        "version": version,
+        "databases": conf.databases,
+        "size": size,
+        "sha256": digest,
+        "keyspace": found["keyspace"],
+        "expired": found["expired"],
+        "used_memory": found["used_memory"],
+        "canary": found["canary"],
+    }
+    return taken_at, section
+
+
+def commit_config(packer: Packer, params: dict[str, t.Any], point_id: str) -> str:
+    """Commit the configuration as it lies on the server; returns the commit. History goes on from the bundle of an earlier server."""
+    tree = os.path.join(params["directory"], "config")
+    git = ["git", "-c", "safe.directory=*", "-c", "user.name=titan-dr", "-c", "user.email=titan-dr@localhost", "-c", "init.defaultBranch=main"]
+    if not os.path.isdir(os.path.join(tree, ".git")):
+        os.makedirs(tree, mode=0o700, exist_ok=True)
+        if os.path.exists(params["config_history"]):
+            run([*git, "clone", "--quiet", "--branch", "main", params["config_history"], tree], packer.deadline)
+        else:
+            run([*git, "init", "--quiet", tree], packer.deadline)
+    os.chmod(tree, 0o700)
+    for name in os.listdir(tree):
+        if name != ".git":
+            shutil.rmtree(os.path.join(tree, name))
+    for path in params["config_paths"]:
+        target = tree + path
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        if os.path.isdir(path):
+            shutil.copytree(path, target, symlinks=True)
+        else:
+            shutil.copy2(path, target)
+    run([*git, "-C", tree, "add", "--all", "--force"], packer.deadline)
+    if run([*git, "-C", tree, "status", "--porcelain"], packer.deadline) or not os.path.exists(os.path.join(tree, ".git", "refs", "heads", "main")):
+        run([*git, "-C", tree, "commit", "--quiet", "--allow-empty", "--message", f"Restore point {point_id}"], packer.deadline)
+    run([*git, "-C", tree, "bundle", "create", "--quiet", params["config_history"], "main"], packer.deadline)
+    os.chmod(params["config_history"], 0o600)
+    return run([*git, "-C", tree, "rev-parse", "main"], packer.deadline).strip()
+
+
+def bundle(packer: Packer, params: dict[str, t.Any]) -> None:
+    """Packages, PM2 and the tools that open everything."""
+    names = sorted(name for name in os.listdir(DEBS_DIR) if name.endswith(".deb")) if os.path.isdir(DEBS_DIR) else []
+    if not names:
+        raise BackupError(f"{DEBS_DIR} holds no packages: run the role dependencies on this server first")
+    with open(os.path.join(params["pm2_prefix"], "node_modules/pm2/package.json"), encoding="utf-8") as handle:
+        pm2 = json.load(handle)["version"]
+    sizes = [f"{name} {os.path.getsize(os.path.join(DEBS_DIR, name))}" for name in names]
+    mark = hashlib.sha256("\n".join([f"pm2 {pm2}", *sizes]).encode()).hexdigest()[:12]
+    key = f"objects/bundle-{mark}.tar.age"
+    if not packer.known("bundle", key):
+        parent, base = os.path.split(params["pm2_prefix"])
+        roots = [(os.path.dirname(DEBS_DIR), ["debs"]), (parent, [base])]
+        packer.tar("bundle", key, roots, [packer.age()], {"packages": len(names), "pm2": pm2}, "--exclude=partial", "--exclude=lock", f"--transform=s,^{base},pm2,S")
+    tools = [shutil.which(name, path="/usr/bin:/usr/local/bin") for name in BOOTSTRAP_TOOLS]
+    missing = [name for name, path in zip(BOOTSTRAP_TOOLS, tools, strict=True) if not path]
+    if missing:
+        raise BackupError(f"not installed: {', '.join(missing)}")
+    mark = hashlib.sha256("".join(sha256(str(path)) for path in tools).encode()).hexdigest()[:12]
+    key = f"objects/bootstrap-{mark}.tar.gz"
+    if not packer.known("bootstrap", key):
+        roots = [(os.path.dirname(str(path)), [os.path.basename(str(path))]) for path in tools]
+        packer.tar("bootstrap", key, roots, [["gzip", "-6"]], {"tools": list(BOOTSTRAP_TOOLS)}, "--dereference")
+
+
+def application(packer: Packer, params: dict[str, t.Any]) -> None:
+    release = os.path.realpath(params["current"])
+    if not os.path.isdir(release):
+        raise BackupError(f"{params['current']} names no release")
+    key = f"objects/app-{os.path.basename(release)}.tar.zst.age"
+    if not packer.known("app", key):
+        commands = [[_fetch.tool("zstd"), "-3", "--stdout", "--quiet"], packer.age()]
+        packer.tar("app", key, [("/", [release.lstrip("/")])], commands, {"release": os.path.basename(release), "path": release})
+
+
+def server_facts() -> dict[str, str]:
+    with open("/etc/os-release", encoding="utf-8") as handle:
+        release = dict(line.rstrip().split("=", 1) for line in handle if "=" in line)
+    return {"os": release.get("ID", "").strip('"'), "release": release.get("VERSION_ID", "").strip('"'), "architecture": os.uname().machine, "host": os.uname().nodename}
+
+
+def seal(packer: Packer, manifest: dict[str, t.Any]) -> str:
+    return run([*packer.age(), "--armor"], packer.deadline, input=_restore_point.canonical_digest(manifest))
+
+
+def create(params: dict[str, t.Any], timings: dict[str, float]) -> tuple[dict[str, t.Any], list[dict[str, t.Any]]]:
+    now = datetime.datetime.now(tz=datetime.timezone.utc)
+    point_id = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    packer = Packer(params, point_id, time.time() + params["timeout"])
+    try:
+        started = time.monotonic()
+        taken_at, section = redis(packer, params)
+        timings["redis"] = round(time.monotonic() - started, 2)
+        started = time.monotonic()
+        commit = commit_config(packer, params, point_id)
+        roots = [("/", [path.lstrip("/") for path in [*params["config_paths"], params["config_history"]]])]
+        commands = [[_fetch.tool("zstd"), "-3", "--stdout", "--quiet"], packer.age()]
+        packer.tar("config", f"{packer.point}/config.tar.zst.age", roots, commands, {"commit": commit})
+        application(packer, params)
+        bundle(packer, params)
+        timings["files"] = round(time.monotonic() - started, 2)
+        server = server_facts()
+        versions = {name: fields["Version"] for name, fields in _installed().items() if name in ("redis-server", "nodejs", "age", "zstd")}
+        manifest: dict[str, t.Any] = {
+            "format": _restore_point.FORMAT,
+            "id": point_id,
+            "environment_id": params["environment_id"],
+            "taken_at": taken_at,
+            "server": server,
+            "versions": versions,
+            "objects": packer.objects,
+            "redis": {**section, "server": server},
+        }
+        manifest["seal"] = seal(packer, manifest)
+        key = f"{packer.point}/manifest.json"
+        with open(packer.path(key), "w", encoding="utf-8") as handle:
+            json.dump(manifest, handle, indent=1, sort_keys=True)
+            handle.flush()
+            os.fsync(handle.fileno())
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(packer.path(packer.point))
+        raise
+    objects = [{"key": entry["key"], "path": packer.path(entry["key"])} for entry in [*packer.objects.values(), {"key": key}]]
+    return manifest, objects
+
+
+def _installed() -> _debian.Stanzas:
+    with open("/var/lib/dpkg/status", encoding="utf-8") as handle:
+        return _debian.parse_stanzas(handle.read())
+
+
+def main() -> t.NoReturn:
+    module = AnsibleModule(
+        argument_spec={
+            "environment_id": {"type": "str", "required": True},
+            "directory": {"type": "path", "required": True},
+            "recipients": {"type": "list", "elements": "str", "required": True},
+            "redis": {"type": "dict", "required": True},
+            "redis_user": {"type": "str", "default": "redis"},
+            "canary": {"type": "dict", "required": True},
+            "config_paths": {"type": "list", "elements": "path", "required": True},
+            "config_history": {"type": "path", "required": True},
+            "current": {"type": "path", "required": True},
+            "pm2_prefix": {"type": "path", "required": True},
+            "timeout": {"type": "float", "default": 600},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    if not params["recipients"]:
+        module.fail_json(msg="recipients is empty: nobody could open the restore point")
+    if module.check_mode:
+        module.exit_json(changed=True, restore_point="", objects=[], manifest={}, titan_dr={"notes": ["would take a restore point"]})
+    timings: dict[str, float] = {}
+    try:
+        manifest, objects = create(params, timings)
+    except (BackupError, _fetch.FetchError, _redis.RedisError, _scratch.ProofError, OSError, KeyError, subprocess.TimeoutExpired) as exc:
+        module.fail_json(msg=f"No restore point was taken: {exc}", titan_dr={"timings": timings})
+    module.exit_json(changed=True, restore_point=manifest["id"], objects=objects, manifest=manifest, titan_dr={"timings": timings})
+
+
+if __name__ == "__main__":
+    main()

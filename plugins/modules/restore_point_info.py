@@ -1,0 +1,187 @@
+#!/usr/bin/python
+# Copyright (c) 2026, Titan DR maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: restore_point_info
+short_description: Find the restore points that may be used, without fetching their data
+version_added: "0.1.0"
+author: [Titan DR maintainers (@titan-dr)]
+description:
+  - Runs on the controller. Reads the manifests of the newest restore points from every store at once, opens their seals with the age identity and
+    lists the candidates for each kind of object, the newest first.
+  - A store that does not answer, a manifest that is damaged, belongs to another environment or was altered is left out, with the reason.
+  - Fails when no restore point is left. Nothing is changed anywhere.
+options:
+  stores:
+    description: The stores that hold restore points, the preferred one first.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: Name for messages.
+        type: str
+        required: true
+      kind:
+        description: How it is reached.
+        type: str
+        required: true
+        choices: [sftp, s3]
+      host:
+        description: Address, for V(sftp).
+        type: str
+      port:
+        description: Port, for V(sftp).
+        type: int
+        default: 22
+      user:
+        description: User, for V(sftp).
+        type: str
+      path:
+        description: Directory of the restore points, for V(sftp).
+        type: str
+      host_key:
+        description: Host key as in a known_hosts file, without the name, for V(sftp).
+        type: str
+      private_key:
+        description: Private key, for V(sftp).
+        type: str
+      endpoint:
+        description: Address of the service, for V(s3). Empty for the cloud of the library.
+        type: str
+      region:
+        description: Region, for V(s3).
+        type: str
+      bucket:
+        description: Bucket, for V(s3).
+        type: str
+      prefix:
+        description: Prefix of every object, for V(s3).
+        type: str
+        default: ""
+      access_key:
+        description: Access key, for V(s3).
+        type: str
+      secret_key:
+        description: Secret key, for V(s3).
+        type: str
+  environment_id:
+    description: The environment whose restore points are wanted.
+    type: str
+    required: true
+  identity:
+    description: The age identity (private key) that opens the restore points.
+    type: str
+    required: true
+  before:
+    description: Leave out restore points taken after this time, in seconds since the epoch.
+    type: float
+  at_most:
+    description: How many restore points to consider in each store.
+    type: int
+    default: 5
+requirements: [boto3, pyrage]
+extends_documentation_fragment:
+  - titan.disaster_recovery.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+  idempotent:
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Which restore points are there
+  titan.disaster_recovery.restore_point_info:
+    stores: "{{ titan_stores }}"
+    environment_id: "{{ titan_environment_id }}"
+    identity: "{{ titan_age_identity }}"
+  delegate_to: localhost
+  register: found
+"""
+
+RETURN = r"""
+plan:
+  description: Candidates by kind of object (V(bootstrap), V(bundle), V(config), V(app), V(redis)), the newest restore point first.
+  type: dict
+  returned: success
+titan_dr:
+  description: Rows for the ledger.
+  type: dict
+  returned: always
+"""
+
+import datetime
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _stores
+
+STORE: dict[str, t.Any] = {
+    "name": {"type": "str", "required": True},
+    "kind": {"type": "str", "required": True, "choices": ["sftp", "s3"]},
+    "host": {"type": "str"},
+    "port": {"type": "int", "default": 22},
+    "user": {"type": "str"},
+    "path": {"type": "str"},
+    "host_key": {"type": "str", "no_log": False},
+    "private_key": {"type": "str", "no_log": True},
+    "endpoint": {"type": "str"},
+    "region": {"type": "str"},
+    "bucket": {"type": "str"},
+    "prefix": {"type": "str", "default": ""},
+    "access_key": {"type": "str", "no_log": True},
+    "secret_key": {"type": "str", "no_log": True},
+}
+
+
+def main() -> t.NoReturn:
+    module = AnsibleModule(
+        argument_spec={
+            "stores": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": STORE,
+                "required_if": [
+                    ("kind", "sftp", ("host", "user", "path", "host_key", "private_key")),
+                    ("kind", "s3", ("bucket", "access_key", "secret_key")),
+                ],
+            },
+            "environment_id": {"type": "str", "required": True},
+            "identity": {"type": "str", "required": True, "no_log": True},
+            "before": {"type": "float"},
+            "at_most": {"type": "int", "default": 5},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+
+    def refuse(reason: str, notes: list[str]) -> t.NoReturn:
+        gate = {"name": "restore_points", "verdict": "fail", "evidence": reason}
+        module.fail_json(msg=reason, titan_dr={"refused": reason, "gates": [gate], "notes": notes})
+
+    good, bad = _stores.read_all(params["stores"], params["environment_id"], params["at_most"])
+    silent = [f"store {name} does not answer: {reason}" for name, reason in bad.items()]
+    if not good:
+        refuse(f"No store can be read: {'; '.join(silent)}", silent)
+    plan, notes, locked = _stores.plan(good, params["environment_id"], params["identity"], params["before"])
+    notes += silent
+    if not plan["redis"]:
+        if locked:
+            refuse(f"titan_age_identity opens no restore point: {locked[0]}", notes)
+        refuse(f"There is no usable restore point of environment {params['environment_id']} in {', '.join(good)}: {'; '.join(notes) or 'they are empty'}", notes)
+    newest = plan["redis"][0]
+    taken = datetime.datetime.fromtimestamp(newest["taken_at"], tz=datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    evidence = f"{len(plan['redis'])} usable, newest {newest['id']} of {taken} in {', '.join(newest['stores'])}; its seal opens"
+    module.exit_json(changed=False, plan=plan, titan_dr={"gates": [{"name": "restore_points", "verdict": "pass", "evidence": evidence}], "notes": notes})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+#!/usr/bin/python
+# Copyright (c) 2026, Titan DR maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: validate_info
+short_description: Check what a machine can check of a recovered or a healthy server
+version_added: "0.1.0"
+author: [Titan DR maintainers (@titan-dr)]
+description:
+  - Redis answers, is writable and persists; configuration parses; logs can be written; the services' own reports are as expected; trading is in the expected
+    state; memory and disk have room. Each is pass, fail or unknown with its evidence.
+  - Probes that do not pass at once are asked again until O(timeout).
+options:
+  redis:
+    description: The server to ask, with C(config) and C(data_dir).
+    type: dict
+    required: true
+  canary:
+    description: Where the canary lies, with C(key) and C(db).
+    type: dict
+    required: true
+  config_paths:
+    description: Files and directories of the configuration.
+    type: list
+    elements: path
+    required: true
+  logs_dir:
+    description: Directory that the services' user must be able to write to.
+    type: path
+    required: true
+  user:
+    description: User of the services.
+    type: str
+    required: true
+  probes:
+    description: What to ask over HTTP, each with C(name), C(url), C(status) and C(expect).
+    type: list
+    elements: dict
+    required: true
+  trading:
+    description: The state trading must be in, as a probe.
+    type: dict
+    required: true
+  max_response_ms:
+    description: Slowest acceptable answer of a probe.
+    type: int
+    default: 1000
+  max_memory_percent:
+    description: Highest acceptable use of memory.
+    type: int
+    default: 85
+  max_disk_percent:
+    description: Highest acceptable use of the file system with the Redis data.
+    type: int
+    default: 90
+  timeout:
+    description: Seconds until every probe must pass.
+    type: float
+    default: 20
+extends_documentation_fragment:
+  - titan.disaster_recovery.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+  idempotent:
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Validate
+  titan.disaster_recovery.validate_info:
+    redis: {config: /etc/redis/redis.conf, data_dir: /var/lib/redis}
+    canary: {key: "titan:dr:canary", db: 1}
+    config_paths: [/etc/redis/redis.conf, /opt/titan/config]
+    logs_dir: /opt/titan/logs
+    user: titan
+    probes: "{{ titan_probes }}"
+    trading: "{{ titan_halt_call.confirm }}"
+"""
+
+RETURN = r"""
+titan_dr:
+  description: Rows for the ledger.
+  type: dict
+  returned: always
+"""
+
+import concurrent.futures
+import json
+import os
+import pwd
+import re
+import shutil
+import time
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _probe, _redis
+
+Gate = dict[str, str]
+UNKNOWN = "unknown"
+
+
+def gate(name: str, good: bool | None, evidence: str) -> Gate:
+    return {"name": name, "verdict": UNKNOWN if good is None else "pass" if good else "fail", "evidence": evidence}
+
+
+def redis_gates(params: dict[str, t.Any]) -> list[Gate]:
+    """Redis itself, not what a service says of it."""
+    try:
+        with open(params["redis"]["config"], encoding="utf-8") as handle:
+            conf = _redis.parse_conf(handle.read())
+        client = _redis.Redis(conf.address, conf.password)
+        keys = _redis.keyspace(client)
+        persistence, replication, stats = client.info("persistence"), client.info("replication"), client.info("stats")
+        canary = _redis.canary(client, params["canary"]["key"], params["canary"]["db"])
+        client.close()
+    except (_redis.RedisError, OSError, ValueError) as exc:
+        return [gate("redis", None, str(exc))]
+    counted = ", ".join(f"{name} {entry['keys']} keys" for name, entry in sorted(keys.items()))
+    on = persistence.get("aof_enabled") == "1"
+    written = persistence.get("aof_last_write_status") == "ok" and persistence.get("rdb_last_bgsave_status") == "ok"
+    return [
+        gate("redis", replication.get("role") == "master" and persistence.get("loading") == "0", f"role {replication.get('role')}; {counted or 'no keys'}"),
+        gate("redis_data", bool(keys) and canary is not None, f"{counted or 'no keys'}; canary {canary['seq'] if canary else 'missing'}"),
+        gate("redis_persistence", on == conf.appendonly and written, f"AOF {'on' if on else 'off'}, last write {persistence.get('aof_last_write_status')}"),
+        gate("redis_eviction", stats.get("evicted_keys") == "0", f"{stats.get('evicted_keys')} keys evicted"),
+    ]
+
+
+def no_duplicates(pairs: list[tuple[str, t.Any]]) -> dict[str, t.Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def config_gate(paths: list[str]) -> Gate:
+    """Every path is there, every JSON file parses strictly."""
+    count, problems = 0, []
+    for path in paths:
+        if not os.path.exists(path):
+            problems.append(f"{path} is missing")
+        files = [path] if os.path.isfile(path) else [os.path.join(folder, name) for folder, dummy, names in os.walk(path) for name in names]
+        for name in files:
+            count += 1
+            try:
+                with open(name, encoding="utf-8") as handle:
+                    text = handle.read()
+                if name.endswith(".json"):
+                    json.loads(text, object_pairs_hook=no_duplicates)
+            except (OSError, ValueError) as exc:
+                problems.append(f"{name}: {exc}")
+    return gate("config", not problems and count > 0, "; ".join(problems) or f"{count} files, each JSON file parses")
+
+
+def logs_gate(directory: str, user: str) -> Gate:
+    """By mode and owner: a read-only check writes nothing."""
+    try:
+        owner, found = pwd.getpwnam(user), os.stat(directory)
+    except (KeyError, OSError) as exc:
+        return gate("logs_writable", False, str(exc))
+    mode = found.st_mode
+    writable = bool(mode & 0o200) if found.st_uid == owner.pw_uid else bool(mode & 0o020) if found.st_gid == owner.pw_gid else bool(mode & 0o002)
+    read_only = bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
+    return gate("logs_writable", writable and not read_only, f"{directory} mode {mode & 0o7777:o} of user id {found.st_uid}")
+
+
+def resource_gates(params: dict[str, t.Any]) -> list[Gate]:
+    with open("/proc/meminfo", encoding="ascii") as handle:
+        numbers = {name: int(value) for name, value in re.findall(r"^(\w+):\s+(\d+)", handle.read(), re.M)}
+    memory = round(100 * (1 - numbers["MemAvailable"] / numbers["MemTotal"]))
+    usage = shutil.disk_usage(params["redis"]["data_dir"])
+    disk = round(100 * (1 - usage.free / usage.total))
+    return [
+        gate("memory_use", memory <= params["max_memory_percent"], f"{memory} %, at most {params['max_memory_percent']} %"),
+        gate("disk_use", disk <= params["max_disk_percent"], f"{disk} %, at most {params['max_disk_percent']} %"),
+    ]
+
+
+def probe_until(spec: dict[str, t.Any], name: str, slowest: int, deadline: float) -> Gate:
+    """Ask until it passes or the time is over; a right answer that comes too late fails."""
+    while True:
+        started = time.monotonic()
+        verdict = _probe.probe(spec, max(0.5, min(5.0, deadline - time.time())))
+        took = round((time.monotonic() - started) * 1000)
+        good = verdict.verdict == _probe.PASS
+        if good and took <= slowest:
+            return gate(name, True, f"{verdict.evidence}; {took} ms")
+        if time.time() >= deadline:
+            return gate(name, False, f"{verdict.evidence}; {took} ms, at most {slowest}") if good else verdict.gate(name)
+        time.sleep(0.2)
+
+
+def main() -> t.NoReturn:
+    module = AnsibleModule(
+        argument_spec={
+            "redis": {"type": "dict", "required": True},
+            "canary": {"type": "dict", "required": True},
+            "config_paths": {"type": "list", "elements": "path", "required": True},
+            "logs_dir": {"type": "path", "required": True},
+            "user": {"type": "str", "required": True},
+            "probes": {"type": "list", "elements": "dict", "required": True},
+            "trading": {"type": "dict", "required": True},
+            "max_response_ms": {"type": "int", "default": 1000},
+            "max_memory_percent": {"type": "int", "default": 85},
+            "max_disk_percent": {"type": "int", "default": 90},
+            "timeout": {"type": "float", "default": 20},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    deadline = time.time() + params["timeout"]
+    asked = [(spec["name"], spec) for spec in params["probes"]] + [("trading", params["trading"])]
+    try:
+        for name, spec in asked:
+            _probe.check_spec(spec, name)
+        with concurrent.futures.ThreadPoolExecutor(max_workers=len(asked)) as pool:
+            waiting = [pool.submit(probe_until, spec, name, params["max_response_ms"], deadline) for name, spec in asked]
+            gates = [*redis_gates(params), config_gate(params["config_paths"]), logs_gate(params["logs_dir"], params["user"]), *resource_gates(params)]
+            gates += [future.result() for future in waiting]
+    except (_probe.ProbeSpecError, OSError) as exc:
+        module.fail_json(msg=str(exc), titan_dr={"gates": [gate("validation", None, str(exc))]})
+    rows = {"gates": gates, "notes": [f"load average {os.getloadavg()[0]:.2f} on {os.cpu_count()} processors"]}
+    bad = [f"{item['name']} is {item['verdict']}: {item['evidence']}" for item in gates if item["verdict"] != "pass"]
+    if bad:
+        module.fail_json(msg="; ".join(bad), titan_dr=rows)
+    module.exit_json(changed=False, titan_dr=rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Rows of the ledger -> the report, and the report -> lines to print. No Ansible and no clock in here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Row = Mapping[str, Any]
+FAILED = ("failed", "unreachable")
+_WORST = {"pass": 0, "unknown": 1, "fail": 2}
+
+
+def build(rows: Iterable[Row]) -> dict[str, Any]:
+    """The report of a run, finished or not: a run whose last row is missing was cut off."""
+    rows = list(rows)
+    start = next((row for row in rows if row["event"] == "run_start"), {})
+    end = next((row for row in reversed(rows) if row["event"] == "run_end"), None)
+    said = [row["titan_dr"] for row in rows if row["event"] == "task" and row.get("titan_dr")]
+    gates = _gates(rows)
+    result, message = _result(rows, start, end, gates)
+    resumed_t, trading = _trading(rows)
+    actual = resumed_t if resumed_t is not None else (rows[-1]["t"] if rows else 0.0)
+    check = start.get("kind") == "check"
+    rto = {
+        "target_s": start.get("rto_target_s"),
+        "max_s": start.get("rto_s"),
+        "actual_s": round(actual, 1),
+        "met": None if check else _met(actual, start.get("rto_s")),
+    }
+    rpo_said = _merged(said, "rpo")
+    rpo = {
+        "target_s": start.get("rpo_s"),
+        "actual_s": rpo_said.get("actual_s"),
+        "basis": rpo_said.get("basis"),
+        "lost_acked_writes": None,
+        "met": None if check else _met(rpo_said.get("actual_s"), start.get("rpo_s")),
+    }
+    return {
+        "run_id": start.get("run_id"),
+        "kind": start.get("kind"),
+        "scenario": start.get("scenario"),
+        "result": result,
+        "message": message,
+        "incident_at": start.get("incident_at"),
+        "started_at": start.get("at"),
+        "ended_at": rows[-1]["at"] if rows else None,
+        "rto": rto,
+        "rpo": rpo,
+        "phases": _phases(rows, start.get("phases") or {}),
+        "gates": gates,
+        "restore_point": _merged(said, "restore_point"),
+        "trading": trading,
+        "hosts": sorted({str(row["host"]) for row in rows if row["event"] == "task" and row.get("host")} - {"localhost"}),
+        "versions": {**(start.get("versions") or {}), **_merged(said, "versions")},
+        "timings": _merged(said, "timings"),
+        "notes": [row["text"] for row in rows if row["event"] == "note"],
+    }
+
+
+def _met(actual: object, limit: object) -> bool | None:
+    """None when one of the two is not known: not met, and not missed."""
+    numbers = [value for value in (actual, limit) if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    return numbers[0] <= numbers[1] if len(numbers) == 2 else None
+
+
+def _merged(said: Iterable[Mapping[str, Any]], key: str) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for part in said:
+        # another restore point replaces the earlier one as a whole
+        if key == "restore_point" and part.get(key, {}).get("id") not in (None, merged.get("id")):
+            merged = {}
+        merged.update(part.get(key) or {})
+    return merged
+
+
+def _gates(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """A later gate of the same name replaces an earlier one; of one task's hosts the worst verdict stays."""
+    gates: dict[str, Row] = {}
+    for row in rows:
+        if row["event"] != "gate":
+            continue
+        before = gates.get(row["name"])
+        same_task = before is not None and before.get("task_id") is not None and before.get("task_id") == row.get("task_id")
+        if same_task and before is not None and _WORST[before["verdict"]] > _WORST[row["verdict"]]:
+            continue
+        gates[row["name"]] = row
+    return [{key: row.get(key) for key in ("name", "verdict", "evidence", "host", "phase")} for row in gates.values()]
+
+
+def _trading(rows: Iterable[Row]) -> tuple[float | None, str | None]:
+    resumed_t, trading = None, None
+    for row in rows:
+        state = row.get("titan_dr", {}).get("trading") if row["event"] == "task" else None
+        if state == "resumed" and trading != "resumed":
+            resumed_t = row["t"]
+        elif state == "halted":
+            resumed_t = None
+        trading = state or trading
+    return resumed_t, trading
+
+
+def _phases(rows: Iterable[Row], budgets: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One entry a phase, in order of its first start; a phase that was entered again adds up."""
+    rows = list(rows)
+    phases: dict[str, dict[str, Any]] = {}
+    open_since: dict[str, float] = {}
+    for row in rows:
+        if row["event"] == "phase_start":
+            name = row["phase"]
+            phases.setdefault(name, {"name": name, "start_s": row["t"], "duration_s": 0.0, "budget_s": budgets.get(name)})
+            open_since[name] = row["t"]
+        elif row["event"] == "phase_end" and row["phase"] in open_since:
+            phases[row["phase"]]["duration_s"] += row["t"] - open_since.pop(row["phase"])
+    for name, since in open_since.items():
+        phases[name]["duration_s"] += rows[-1]["t"] - since
+    for phase in phases.values():
+        phase["start_s"] = round(phase["start_s"], 1)
+        phase["duration_s"] = round(phase["duration_s"], 1)
+    return list(phases.values())
+
+
+def _result(rows: list[Row], start: Row, end: Row | None, gates: list[dict[str, Any]]) -> tuple[str, str]:
+    if end is None:
+        return "cancelled", "The run was cut off before its end."
+    if end.get("cancelled"):
+        return "cancelled", str(end["cancelled"])
+    for row in rows:
+        if row["event"] == "task" and row.get("titan_dr", {}).get("refused"):
+            return "refused", row["titan_dr"]["refused"]
+    if end.get("aborted"):
+        return "failed", str(end["aborted"])
+    stats = end.get("stats") or {}
+    failures = [row for row in rows if row["event"] == "task" and row["status"] in FAILED]
+    # a failure that a rescue made good is a note, not the result
+    if any(host.get("failures") or host.get("unreachable") for host in stats.values()):
+        first = failures[0] if failures else None
+        if first is None:
+            return "failed", "A host failed outside any task."
+        where = f"{first['name']} on {first['host']}"
+        reason = next((row["text"] for row in rows if row["event"] == "note" and row.get("task_id") == first.get("task_id") and row.get("failure")), where)
+        return ("refused" if first.get("phase") == "preflight" else "failed"), reason
+    bad = [f"{gate['name']} ({gate['verdict']})" for gate in gates if gate["verdict"] != "pass"]
+    if bad:
+        return "failed", "Gates not passed: " + ", ".join(bad)
+    if start.get("kind") == "check":
+        return "recovered", "Check mode: nothing was changed, and no step refused."
+    if not gates:
+        return "failed", "No gate was reported, so nothing proves the recovery."
+    rescued = [row["name"] for row in failures]
+    return "recovered", "All gates passed." + (f" Made good on the way: {', '.join(rescued)}." if rescued else "")
+
+
+def span(seconds: object) -> str:
+    if not isinstance(seconds, (int, float)):
+        return "unknown"
+    return f"{seconds:.1f} s" if abs(seconds) < 100 else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+
+
+def phase_line(phase: str, elapsed: float, budget: object, limit: object) -> str:
+    line = f"[titan-dr] phase {phase} starts {span(elapsed)} after the incident"
+    if isinstance(budget, (int, float)):
+        line += f", budget {span(budget)}"
+    if isinstance(limit, (int, float)):
+        left = limit - elapsed
+        line += f", {span(left)} of the RTO left" if left >= 0 else f", {span(-left)} OVER the RTO"
+    return line
+
+
+def closing_lines(report: Mapping[str, Any], path: str) -> list[str]:
+    rto, rpo = report["rto"], report["rpo"]
+    words = {True: "met", False: "MISSED", None: "not proven"}
+    lines = [f"[titan-dr] {report['scenario']}: {str(report['result']).upper()} ({report['message']})"]
+    for phase in report["phases"]:
+        budget = f" of {span(phase['budget_s'])}" if phase["budget_s"] is not None else ""
+        late = "  OVER BUDGET" if phase["budget_s"] is not None and phase["duration_s"] > phase["budget_s"] else ""
+        lines.append(f"[titan-dr]   {phase['name']:<16} {span(phase['duration_s'])}{budget}{late}")
+    if report["kind"] != "check":
+        lines.append(f"[titan-dr]   RTO actual {span(rto['actual_s'])}, target {span(rto['target_s'])}, limit {span(rto['max_s'])}: {words[rto['met']]}")
+        lines.append(f"[titan-dr]   RPO actual {span(rpo['actual_s'])}, limit {span(rpo['target_s'])}: {words[rpo['met']]}")
+    lines.append(f"[titan-dr]   trading {report['trading'] or 'unknown'}, restore point {report['restore_point'].get('id', 'none')}")
+    for gate in report["gates"]:
+        if gate["verdict"] != "pass":
+            lines.append(f"[titan-dr]   gate {gate['name']}: {str(gate['verdict']).upper()}: {gate['evidence']}")
+    lines.append(f"[titan-dr]   report {path}")
+    return lines

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The titan-dr command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from titan_dr import display, playbooks, recovery, report
+from titan_dr.cancel import Cancellation, Cancelled
+
+EXIT_CODES = """\
+exit codes:
+  0  recovered, and the objectives were met
+  1  failed; trading is halted, nothing old was removed
+  2  the command was used wrongly
+  3  refused in preflight; nothing was changed
+  4  recovered, but the RTO or the RPO was missed or is not proven
+  5  cancelled; trading is halted, the report says so
+"""
+
+
+class UsageError(Exception):
+    """Exit code 2."""
+
+
+@dataclass
+class ExtraVars:
+    values: dict[str, Any] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="titan-dr",
+        description="Recovers a Titan trading system from a disaster, inside measured objectives, and drills that in a lab.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+
+    recover = _command(commands, "recover", "recover real servers from a disaster", _recover, EXIT_CODES)
+    recover.add_argument("scenario", metavar="SCENARIO", help="what happened; `titan-dr scenarios` lists them")
+    _run_options(recover)
+    recover.add_argument("--incident-started-at", metavar="TIME", help="when it happened, epoch seconds or ISO 8601 in UTC (default: now)")
+
+    drill = _command(commands, "drill", "cause a disaster in the lab and recover from it", _drill, EXIT_CODES)
+    drill.add_argument("scenario", metavar="SCENARIO", help="the disaster to cause; `titan-dr scenarios` lists them")
+    _run_options(drill)
+    drill.add_argument("--profile", choices=("guide", "variant"), default="guide", help="which Titan stands in the lab (default: %(default)s)")
+    drill.add_argument("--keys", type=_count, default=10000, metavar="N", help="keys in Redis before the disaster (default: %(default)s)")
+    drill.add_argument("--keep", action="store_true", help="leave the lab's hosts up afterwards")
+
+    lab = _command(commands, "lab", "raise, show or remove the lab's hosts", _lab)
+    lab.add_argument("action", choices=("up", "status", "down"), help="what to do")
+    lab.add_argument("--profile", choices=("guide", "variant"), default="guide", help="which Titan to raise (default: %(default)s)")
+    lab.add_argument("--json", action="store_true", help="print the result as JSON")
+
+    show = _command(commands, "report", "print the report of a run again, and exit as that run did", _report, EXIT_CODES)
+    show.add_argument("run", metavar="RUN", help="a run id, its directory or its report.json; `last` is the newest run")
+    show.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept (default: ./%(default)s)")
+    show.add_argument("--json", action="store_true", help="print the report as JSON")
+
+    scenarios = _command(commands, "scenarios", "list the scenarios with their objectives", _scenarios)
+    scenarios.add_argument("--installed", action="store_true", help="those of the installed collection, not of this checkout")
+    scenarios.add_argument("--json", action="store_true", help="print them as JSON")
+    return top
+
+
+def _command(commands: Any, name: str, text: str, function: Any, epilog: str = "") -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.set_defaults(function=function)
+    return made
+
+
+def _run_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-i", "--inventory", action="append", default=[], metavar="PATH", help="inventory file or directory; may be repeated")
+    command.add_argument("-e", "--extra-vars", action="append", default=[], metavar="VARS", help="key=value, JSON, or @file; as in ansible-playbook")
+    command.add_argument("--check", action="store_true", help="change nothing on the servers to recover; say what would be done")
+    command.add_argument("--installed", action="store_true", help="run the installed collection, not this checkout's playbooks")
+    command.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where ledger and report go (default: ./%(default)s)")
+    command.add_argument("--json", action="store_true", help="print the report as JSON on stdout; progress goes to stderr")
+    command.add_argument("-v", "--verbose", action="count", default=0, help="show Ansible's own output; repeat for more of it")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return value
+
+
+def parse_extra_vars(given: Sequence[str]) -> ExtraVars:
+    extra = ExtraVars()
+    for text in given:
+        if text.startswith("@"):
+            path = Path(text[1:]).expanduser()
+            if not path.is_file():
+                raise UsageError(f"--extra-vars: there is no file {path}")
+            extra.files.append(str(path))
+        elif text.lstrip().startswith(("{", "[")):
+            try:
+                values = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise UsageError(f"--extra-vars: neither JSON nor YAML: {error}") from error
+            if not isinstance(values, dict):
+                raise UsageError("--extra-vars: a mapping is needed")
+            extra.values.update(values)
+        else:
+            for word in shlex.split(text):
+                name, separator, value = word.partition("=")
+                if not separator or not name:
+                    raise UsageError(f"--extra-vars: {word!r} is not key=value")
+                extra.values[name] = value
+    return extra
+
+
+def _incident(text: str | None) -> str | None:
+    if text is None:
+        return None
+    try:
+        return f"{report.instant(text):.3f}"
+    except ValueError as error:
+        raise UsageError(f"--incident-started-at: {error}") from error
+
+
+def _known(scenario: str, installed: bool) -> None:
+    known = playbooks.scenarios(installed)
+    if scenario not in known:
+        raise UsageError(f"There is no scenario {scenario}; known: {', '.join(known)}")
+
+
+def _inventories(given: Sequence[str]) -> list[str]:
+    for path in given:
+        # a list of hosts ("a,b,") is an inventory too
+        if "," not in path and not Path(path).exists():
+            raise UsageError(f"--inventory: there is no {path}")
+    return [path if "," in path else str(Path(path).resolve()) for path in given]
+
+
+def _console(to_stderr: bool) -> Console:
+    return Console(stderr=to_stderr, highlight=False)
+
+
+def _finish(found: dict[str, Any], path: Path, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        report.render(_console(False), found, path)
+    return report.exit_code(found)
+
+
+def _recover(options: argparse.Namespace) -> int:
+    _known(options.scenario, options.installed)
+    inventory = _inventories(options.inventory or [path for path in [os.environ.get("ANSIBLE_INVENTORY", "")] if path])
+    if not inventory:
+        raise UsageError("recover: which servers? Give their inventory with -i (inventories/example shows its shape).")
+    extra = parse_extra_vars(options.extra_vars)
+    request = recovery.Request(
+        scenario=options.scenario,
+        inventory=inventory,
+        run_dir=recovery.new_run_dir(options.runs_dir, options.scenario),
+        check=options.check,
+        installed=options.installed,
+        extra_vars=extra.values,
+        extra_vars_files=extra.files,
+        incident_at=_incident(options.incident_started_at),
+        verbosity=max(0, options.verbose - 1),
+    )
+    with Cancellation() as cancellation:
+        found = recovery.recover(request, display.make(_console(options.json), options.verbose > 0), cancellation)
+    return _finish(found, request.run_dir / report.REPORT_FILE, options.json)
+
+
+def _drill(options: argparse.Namespace) -> int:
+    from titan_dr import drill  # the lab's needs are not a recovery's
+
+    _known(options.scenario, options.installed)
+    extra = parse_extra_vars(options.extra_vars)
+    wanted = drill.Options(
+        scenario=options.scenario,
+        profile=options.profile,
+        keys=options.keys,
+        keep=options.keep,
+        installed=options.installed,
+        check=options.check,
+        verbosity=max(0, options.verbose - 1),
+        inventory=_inventories(options.inventory),
+        extra_vars=extra.values,
+        extra_vars_files=extra.files,
+    )
+    run_dir = recovery.new_run_dir(options.runs_dir, options.scenario)
+    with Cancellation() as cancellation:
+        found = drill.run(wanted, run_dir, display.make(_console(options.json), options.verbose > 0), cancellation)
+    return _finish(found, run_dir / report.REPORT_FILE, options.json)
+
+
+def _lab(options: argparse.Namespace) -> int:
+    from titan_dr import lab
+    from titan_dr.lab.engine import LabError
+
+    console = _console(options.json)
+    try:
+        if options.action == "up":
+            with Cancellation() as cancellation, cancellation.attentive():
+                lab.up(options.profile, console.print, os.urandom(3).hex())
+        if options.action == "down":
+            for item in lab.down():
+                console.print(f"removed {item}")
+            console.print("No lab is up.")
+            return report.OK
+        now = lab.status()
+    except LabError as error:
+        print(f"titan-dr lab {options.action}: {error}", file=sys.stderr)
+        return report.FAILED
+    if options.json:
+        # the state holds the lab's secrets too: only these may be shown
+        state = now.state
+        hosts = {name: {**state.host(name), "status": how} for name, how in now.hosts.items()} if state else {}
+        known = {"run_id": state.run_id, "profile": state.profile, "network": state.network, "ready": state.ready} if state else {}
+        print(json.dumps({**known, "hosts": hosts, "leftovers": now.leftovers}, indent=2))
+    else:
+        print("\n".join(now.lines()))
+    return report.OK if now.state is not None and now.state.ready else report.FAILED
+
+
+def _report(options: argparse.Namespace) -> int:
+    path = _report_path(options.run, options.runs_dir)
+    return _finish(report.load(path), path, options.json)
+
+
+def _report_path(run: str, runs_dir: Path) -> Path:
+    if run == "last":
+        runs = sorted(path for path in runs_dir.glob(f"*/{report.REPORT_FILE}"))
+        if not runs:
+            raise UsageError(f"There are no runs in {runs_dir}")
+        return runs[-1]
+    for path in (Path(run), runs_dir / run):
+        if path.is_dir():
+            return path / report.REPORT_FILE
+        if path.is_file():
+            return path
+    raise UsageError(f"There is no run {run}, neither as a path nor in {runs_dir}")
+
+
+def _scenarios(options: argparse.Namespace) -> int:
+    known = playbooks.scenarios(options.installed)
+    if options.json:
+        print(json.dumps(known, indent=2))
+        return report.OK
+    for name, objectives in known.items():
+        limits = ", ".join(f"{label} {report.seconds(objectives[key])}" for label, key in (("RTO", "rto_s"), ("target", "rto_target_s"), ("RPO", "rpo_s")))
+        print(f"{name}  ({objectives['severity']}; {limits})")
+        print("  " + " -> ".join(objectives["phases"]))
+    return report.OK
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        code: int = options.function(options)
+        return code
+    except (UsageError, playbooks.NotFound, report.NoReport, FileNotFoundError) as error:
+        print(f"titan-dr: {error}", file=sys.stderr)
+        return report.USAGE
+    except (Cancelled, KeyboardInterrupt):
+        print("titan-dr: cancelled", file=sys.stderr)
+        return report.CANCELLED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A drill: a real disaster in the lab, the real recovery, and an outside look at what it claims."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from titan_dr import lab, paths, playbooks, recovery, report, runner
+from titan_dr.cancel import Cancellation
+from titan_dr.display import Display
+from titan_dr.events import Event, StepFailed
+from titan_dr.lab import oracle
+from titan_dr.lab.engine import find as find_engine
+from titan_dr.lab.state import LabState, find_state
+
+INVENTORIES = {"guide": "inventories/lab", "variant": "inventories/lab_variant"}
+REDIS_DB = 1
+WRITES_BEFORE_BACKUP = 50
+WRITES_AFTER_BACKUP = 150  # at 50 a second: the few seconds between the restore point and the disaster
+
+
+class DrillError(Exception):
+    """The drill could not do its own part. Says nothing about the recovery."""
+
+
+@dataclass(frozen=True)
+class Options:
+    scenario: str
+    profile: str = "guide"
+    keys: int = 10000
+    keep: bool = False
+    installed: bool = False
+    check: bool = False
+    verbosity: int = 0
+    inventory: Sequence[str] = ()
+    extra_vars: Mapping[str, Any] | None = None
+    extra_vars_files: Sequence[str] = ()
+
+
+def run(options: Options, run_dir: Path, display: Display, cancellation: Cancellation) -> dict[str, Any]:
+    """The drill from bare machine to report. Whatever happens, a report is written and, unless kept, the lab is gone."""
+    drill = Drill(options, run_dir, display, cancellation)
+    try:
+        with cancellation.attentive():
+            drill.go()
+    except KeyboardInterrupt as interrupt:
+        drill.ended("cancelled", f"Cancelled by {cancellation.requested or interrupt} while: {drill.step}.")
+    except Exception as error:
+        drill.ended("failed", f"The drill failed while: {drill.step}: {error or type(error).__name__}")
+    finally:
+        drill.clean_up()
+        report.save(drill.path, drill.report)
+    return drill.report
+
+
+class Drill:
+    def __init__(self, options: Options, run_dir: Path, display: Display, cancellation: Cancellation) -> None:
+        self.options = options
+        self.display = display
+        self.cancellation = cancellation
+        self.path = run_dir / report.REPORT_FILE
+        objectives = playbooks.scenarios(options.installed)[options.scenario]
+        self.request = recovery.Request(
+            scenario=options.scenario,
+            inventory=options.inventory or [str(paths.project_root() / INVENTORIES[options.profile])],
+            run_dir=run_dir,
+            kind="drill",
+            check=options.check,
+            installed=options.installed,
+            extra_vars=options.extra_vars or {},
+            extra_vars_files=options.extra_vars_files,
+            verbosity=options.verbosity,
+        )
+        self.report = report.empty(run_dir.name, self.request.shown_kind, options.scenario, objectives, "cancelled", "The drill did not get far.")
+        self.evidence: dict[str, Any] = {"profile": options.profile, "keys": options.keys}
+        self.step = "starting"
+        self.state: LabState | None = None
+        self.ack_file = run_dir / "acknowledged.jsonl"
+        self.writer: oracle.Writer | None = None
+        self.tunnel: oracle.Tunnel | None = None
+        self.lab_is_ours = False
+
+    # --- the course of a drill ---
+
+    def go(self) -> None:
+        self._raise_the_lab()
+        self._write_data()
+        self._back_up()
+        disaster_at, gone_at = self._strike()
+        self._now("recovering")
+        self.report = recovery.recover(replace(self.request, incident_at=f"{disaster_at:.3f}"), self.display, self.cancellation)
+        self.report["drill"] = self.evidence
+        self.cancellation.check()
+        if not self.options.check:
+            self._count_the_loss(disaster_at)
+            self._look_for_orders(gone_at)
+
+    def _now(self, step: str) -> None:
+        self.step = step
+        self.display.say(f"Drill: {step}")
+
+    def _raise_the_lab(self) -> None:
+        self._now("raising the lab")
+        running = find_state()
+        if running is not None and running.ready:
+            raise DrillError("A lab is up already. A drill destroys its hosts, so it uses its own: `titan-dr lab down` first.")
+        self.lab_is_ours = True
+        self.state = lab.up(self.options.profile, self.display.say, secrets.token_hex(3))
+        self.evidence["isolation"] = self.state.isolation
+
+    def _write_data(self) -> None:
+        self._now(f"writing {self.options.keys} keys and starting the writer")
+        self.request.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.tunnel = self._tunnel("titan").__enter__()
+        with self._redis(self.tunnel) as client:
+            self.evidence["seeded"] = asdict(oracle.seed(client, self.options.keys))
+        self.writer = oracle.Writer(self.tunnel.host, self.tunnel.port, self._lab.redis_password, REDIS_DB, self.ack_file)
+        self.writer.start()
+        self.writer.wait_acknowledged(WRITES_BEFORE_BACKUP, timeout=30)
+
+    def _back_up(self) -> None:
+        self._now("taking a restore point")
+        # a restore point is real even when the recovery is only tried
+        job = recovery.job(replace(self.request, check=False), "backup", self.request.run_dir / "backup")
+        failures: list[str] = []
+
+        def on_event(event: Event) -> None:
+            if isinstance(event, StepFailed):
+                failures.append(f"{event.name} on {event.host}: {event.message}")
+            self.display.event(event)
+
+        outcome = runner.run(job, on_event, self.cancellation)
+        self.cancellation.check()
+        if outcome.rc != 0:
+            raise DrillError(f"backup.yml ended with exit code {outcome.rc}: {failures[-1] if failures else 'see backup/' + runner.LOG_FILE}")
+        if self.writer is not None:
+            self._now("writing on, so that there is something to lose")
+            self.writer.wait_acknowledged(WRITES_AFTER_BACKUP, timeout=60)
+
+    def _strike(self) -> tuple[float, float]:
+        container = self._lab.host("titan")["name"]
+        self._now(f"DISASTER: destroying {container}")
+        disaster_at = time.time()
+        evidence = lab.destroy_host("titan")
+        gone_at = time.time()
+        self._stop_writing()
+        evidence["podman"] = must_be_gone(container)
+        self.evidence.update(disaster_at=disaster_at, old_host_gone=evidence)
+        self.display.say(f"Drill: {container} is gone: {evidence['podman']}; ssh: {evidence['ssh']}")
+        return disaster_at, gone_at
+
+    def _count_the_loss(self, disaster_at: float) -> None:
+        """From outside: the acknowledgements that the writer kept, against what the recovered Redis holds."""
+        if self.report["result"] != "recovered":
+            return
+        self._now("counting the loss")
+        name = "acknowledged_writes"
+        try:
+            taken_at = report.instant(self.report["restore_point"].get("taken_at"))
+            with self._tunnel("replacement") as tunnel, self._redis(tunnel) as client:
+                loss = oracle.count_loss(client, self.ack_file, disaster_at, taken_at)
+        except (ValueError, OSError, oracle.OracleError, redis.RedisError) as error:
+            report.add_gate(self.report, name, "unknown", f"the loss could not be counted: {error}")
+            return
+        self.evidence["oracle"] = asdict(loss)
+        report.set_loss(self.report, loss.lost, loss.lost_seconds)
+        sound = loss.lost_before_restore_point == 0 and not loss.holes and loss.phantom == 0
+        evidence = (
+            f"{loss.acknowledged} acknowledged, {loss.present} present, {loss.lost} lost ({loss.lost_seconds:.1f} s), "
+            f"{loss.lost_before_restore_point} of them older than the restore point, holes {loss.holes[:5]}, never written {loss.phantom}"
+        )
+        report.add_gate(self.report, name, "pass" if sound else "fail", evidence)
+
+    def _look_for_orders(self, gone_at: float) -> None:
+        """The exchanges' own log is the only witness of a halt that the recovered side did not make."""
+        self._now("asking the exchanges for orders while trading was halted")
+        try:
+            with urllib.request.urlopen(f"{self._lab.exchange_control.rstrip('/')}/log", timeout=10) as reply:
+                orders = json.load(reply)["orders"]
+            resumed_at = resume_time(self.request.run_dir / report.LEDGER_FILE)
+            verdict, evidence, count = orders_while_halted(orders, gone_at, resumed_at)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            verdict, evidence, count = "unknown", f"the exchanges' log could not be read: {error!r}", None
+        self.report["orders_while_halted"] = count
+        report.add_gate(self.report, "no_orders_while_halted", verdict, evidence)
+
+    # --- means ---
+
+    @property
+    def _lab(self) -> LabState:
+        if self.state is None:
+            raise DrillError("The lab is not up")
+        return self.state
+
+    def _tunnel(self, host: str) -> oracle.Tunnel:
+        ssh = self._lab.ssh
+        return oracle.Tunnel(f"{ssh['user']}@{self._lab.host(host)['address']}", lab.ssh_options(self._lab))
+
+    def _redis(self, tunnel: oracle.Tunnel) -> redis.Redis:
+        return redis.Redis(host=tunnel.host, port=tunnel.port, db=REDIS_DB, password=self._lab.redis_password, socket_timeout=30)
+
+    def _stop_writing(self) -> None:
+        writer, self.writer = self.writer, None
+        tunnel, self.tunnel = self.tunnel, None
+        try:
+            if writer is not None:
+                writer.stop()
+        finally:
+            if tunnel is not None:
+                tunnel.close()
+
+    # --- the end ---
+
+    def ended(self, result: str, message: str) -> None:
+        # what the recovery itself reported stays; only the end is told anew
+        self.report.update(result=result, message=message, drill=self.evidence)
+
+    def clean_up(self) -> None:
+        try:
+            self._stop_writing()
+        except oracle.OracleError as error:
+            self.report["notes"].append(f"The writer ended badly: {error}")
+        if not self.lab_is_ours:
+            return
+        if self.options.keep:
+            self.display.say("The lab is kept: `titan-dr lab status` shows it, `titan-dr lab down` removes it.")
+            return
+        self.display.say("Drill: taking the lab down")
+        try:
+            lab.down(self.display.say)
+        except Exception as error:
+            self.report["notes"].append(f"The lab was not taken down completely: {error}")
+            self.display.say(f"The lab was not taken down completely: {error}", "red")
+
+
+def must_be_gone(container: str) -> str:
+    """Removed, not merely stopped. A second look, past the code that removed it."""
+    # 0: there, 1: not there, anything else: podman could not say
+    code = find_engine().run("container", "exists", container, check=False, timeout=30).returncode
+    if code != 1:
+        raise DrillError(f"{container} is not gone (podman container exists: exit code {code}), so a recovery would prove nothing")
+    return "no such container"
+
+
+def resume_time(ledger: Path) -> float | None:
+    """When the run reported that trading was resumed, in epoch seconds."""
+    resumed = None
+    for line in ledger.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row.get("event") == "task" and row.get("titan_dr", {}).get("trading") == "resumed":
+            # the call itself was made while the task ran
+            resumed = row["at"] - row.get("duration_s", 0.0)
+            break
+    return resumed
+
+
+def orders_while_halted(orders: Sequence[Mapping[str, Any]], gone_at: float, resumed_at: float | None) -> tuple[str, str, int | None]:
+    """Verdict, evidence and number of orders between the disaster and the resume (or now, without one)."""
+    until = resumed_at if resumed_at is not None else time.time()
+    times = [float(order["received"]) for order in orders]
+    if not any(at < gone_at for at in times):
+        # a log that saw no trading before cannot show that trading stopped
+        return "unknown", "the exchanges' log shows no order before the disaster", None
+    between = [order for order, at in zip(orders, times, strict=True) if gone_at <= at < until]
+    if between:
+        names = ", ".join(f"{order.get('venue')} {order.get('clientOrderId')}" for order in between[:5])
+        return "fail", f"{len(between)} orders while halted: {names}", len(between)
+    before = sum(at < gone_at for at in times)
+    return "pass", f"{before} orders before the disaster, none in the {until - gone_at:.1f} s until the resume", 0

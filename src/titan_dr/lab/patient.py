@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The production server of the lab: its image, made through the collection's own roles, and its configuration, made anew for each lab."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from titan_dr.lab import images
+from titan_dr.lab.engine import Engine, LabError, run_process, wait_for
+from titan_dr.lab.images import Progress
+from titan_dr.lab.stage import Stage, ids_of
+from titan_dr.lab.state import Host, LabState, private_file
+from titan_dr.paths import lab_dir, lab_sources, project_root
+
+PROFILES = {"guide": "lab", "variant": "lab_variant"}
+ROLES = ("titan", "provision", "dependencies")
+BUILD_TIMEOUT_S = 1200.0
+
+# Runs in the host: the services listen on its loopback address only.
+HEALTH_PROBE = """
+import json, sys, urllib.error, urllib.request
+bad = []
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+for component in json.load(sys.stdin):
+    health, url = component["health"], "http://127.0.0.1:%s%s" % (component["port"], component["health"]["path"])
+    try:
+        try:
+            with opener.open(url, timeout=3) as reply:
+                status, text = reply.status, reply.read()
+        except urllib.error.HTTPError as exc:
+            status, text = exc.code, exc.read()
+        body = json.loads(text)
+    except (OSError, ValueError) as exc:
+        bad.append("%s: %s" % (component["name"], exc))
+        continue
+    if status not in health.get("status", [200]):
+        bad.append("%s: HTTP %s" % (component["name"], status))
+    for path, wanted in health.get("expect", {}).items():
+        value = body
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value not in wanted:
+            bad.append("%s: %s is %r" % (component["name"], path, value))
+print(json.dumps(bad))
+"""
+
+
+def check_profile(profile: str) -> None:
+    if profile not in PROFILES:
+        raise LabError(f"Unknown profile {profile!r}; there are {', '.join(PROFILES)}")
+
+
+def inventory_vars(profile: str) -> Path:
+    return project_root() / "inventories" / PROFILES[profile] / "group_vars" / "all" / "titan.yml"
+
+
+def titan_vars(profile: str) -> dict[str, Any]:
+    """The nouns of this Titan, as its inventory names them."""
+    path = inventory_vars(profile)
+    try:
+        data = yaml.safe_load(path.read_text())
+    except FileNotFoundError as exc:
+        raise LabError(f"{path} does not exist: the profile {profile} has no inventory") from exc
+    except yaml.YAMLError as exc:
+        raise LabError(f"{path} is not YAML: {exc}") from exc
+    missing = [key for key in ("titan_user", "titan_home", "titan_components", "titan_ecosystem", "titan_redis") if key not in (data or {})]
+    if missing:
+        raise LabError(f"{path} lacks {', '.join(missing)}")
+    return data
+
+
+def load_builder() -> Any:
+    """lab/titan/build.py: a script beside the patient's sources, not part of this package."""
+    path = lab_sources() / "titan" / "build.py"
+    spec = importlib.util.spec_from_file_location("titan_lab_build", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise LabError(f"{path} is missing: the lab has no patient to install")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its annotations are looked up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def recipe(profile: str) -> dict[str, Any]:
+    root = project_root()
+    sources = [*images.collection_sources(ROLES), lab_sources() / "hosts", lab_sources() / "titan", inventory_vars(profile)]
+    return {"kind": "titan", "profile": profile, "base": images.digest(images.base_recipe()), "sources": images.tree_digest(sources, root)}
+
+
+def tag_of(profile: str) -> str:
+    return f"localhost/titan-lab-titan-{profile}:{images.digest(recipe(profile))}"
+
+
+def image(engine: Engine, base: str, profile: str, progress: Progress) -> str:
+    """The production server without its configuration and its data, as the collection's roles install it."""
+    check_profile(profile)
+    titan_vars(profile)
+    tag = tag_of(profile)
+    if engine.image_exists(tag):
+        return tag
+    with images.build_lock(progress):
+        if engine.image_exists(tag):
+            return tag
+        builder = load_builder()
+        try:
+            built = builder.build(project_root(), progress)
+        except builder.BuildError as exc:
+            raise LabError(str(exc)) from exc
+        progress(f"building the production image {tag} through the collection's roles (some minutes, once)")
+        _build(engine, base, profile, tag, built, progress)
+    return tag
+
+
+def _build(engine: Engine, base: str, profile: str, tag: str, built: Any, progress: Progress) -> None:
+    from titan_dr.lab import hosts  # hosts builds on this module
+
+    log = lab_dir() / f"build-{profile}.log"
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    begun = time.monotonic()
+    with images.scratch() as room:
+        room.chmod(0o700)
+        client, host_key = hosts._keypair("build"), hosts._keypair("build-host")
+        private_file(room / "id", client[0])
+        private_file(room / "host.key", host_key[0])
+        private_file(room / "host.pub", host_key[1] + "\n")
+        stage = hosts.base_stage("titan", client[1] + "\n", room / "host.key", {})
+        # The default network of podman, with its way out: packages come from their usual place, this once.
+        options = ("--systemd=always", "--cap-add=NET_ADMIN", "--hostname=titan", "--network=podman")
+        with images.build_container(engine, base, *options, command=("/sbin/init",), stage=stage) as name:
+            address = container_address(engine, name)
+            private_file(room / "known_hosts", f"{address} {host_key[1]}\n")
+            state = _build_state(profile, name, address, base, room)
+            wait_for("ssh of the host being built", hosts.BOOT_DEADLINE_S, lambda: hosts.ssh_complaint(state, address))
+            trees = _pack(built, room)
+            variables = {
+                "titan_lab_release_id": built.release_id,
+                "titan_lab_release_tar": str(trees["release"]),
+                "titan_lab_pm2_tar": str(trees["pm2"]),
+            }
+            _play(profile, state, variables, room, log)
+            images.commit(engine, name, tag)
+    progress(f"built {tag} in {time.monotonic() - begun:.0f} s")
+
+
+def container_address(engine: Engine, name: str) -> str:
+    networks = engine.json("inspect", name)[0]["NetworkSettings"]["Networks"]
+    for network in networks.values():
+        if network.get("IPAddress"):
+            return str(network["IPAddress"])
+    raise LabError(f"Container {name} has no address: podman's default network does not work here")
+
+
+def _build_state(profile: str, name: str, address: str, base: str, room: Path) -> LabState:
+    """As much of a state as ssh_options needs."""
+    return LabState(
+        run_id="build",
+        profile=profile,
+        network="podman",
+        subnet="",
+        engine={},
+        hosts={"titan": Host(name=name, address=address, image=base)},
+        ssh={"user": "root", "private_key_file": str(room / "id"), "known_hosts": str(room / "known_hosts")},
+        s3={},
+        sftp={},
+        age={},
+        redis_password="",
+        redis_config_command="",
+        exchange_keys={},
+        exchange_control="",
+    )
+
+
+def _pack(built: Any, room: Path) -> dict[str, Path]:
+    """One file per tree: thousands of small files one by one would take minutes."""
+    packed = {}
+    for kind, source in (("release", built.release), ("pm2", built.pm2)):
+        packed[kind] = room / f"{kind}.tar"
+        argv = ["tar", "--create", f"--file={packed[kind]}", "--owner=0", "--group=0", "--sort=name", f"--directory={source}", "."]
+        done = run_process(argv, timeout=120)
+        if done.returncode != 0:
+            raise LabError(f"tar of the {kind} failed: {done.stderr.strip()}")
+    return packed
+
+
+def ansible_playbook() -> str:
+    """The one beside this Python first: another on PATH may be of another Ansible."""
+    beside = Path(sys.executable).parent / "ansible-playbook"
+    found = str(beside) if os.access(beside, os.X_OK) else shutil.which("ansible-playbook")
+    if not found:
+        raise LabError("ansible-playbook is not installed beside this Python: `pip install ansible-core`")
+    return found
+
+
+def _play(profile: str, state: LabState, variables: dict[str, str], room: Path, log: Path) -> None:
+    from titan_dr.lab import hosts
+
+    root = project_root()
+    host = {
+        "ansible_host": state.hosts["titan"]["address"],
+        "ansible_user": "root",
+        "ansible_python_interpreter": "/usr/bin/python3",
+        "ansible_ssh_common_args": " ".join(hosts.ssh_options(state)) + " -o ControlMaster=no",
+        **variables,
+    }
+    inventory = room / "inventory.json"
+    inventory.write_text(json.dumps({"all": {"children": {"titan_servers": {"hosts": {"titan": host}}}}}))
+    # Not this checkout's ansible.cfg, nor the user's: the image must not depend on who builds it.
+    (room / "ansible.cfg").write_text(f"[defaults]\ncollections_path = {root / 'playbooks' / 'collections'}\nlocal_tmp = {room / 'tmp'}\n[connection]\npipelining = True\n")
+    environment = images.clean_environment(ANSIBLE_CONFIG=str(room / "ansible.cfg"), ANSIBLE_NOCOLOR="1")
+    argv = [ansible_playbook(), "-i", str(inventory), "-e", f"@{inventory_vars(profile)}", str(lab_sources() / "hosts" / "production.yml")]
+    with log.open("wb") as output:
+        done = run_process(argv, timeout=BUILD_TIMEOUT_S, env=environment, cwd=room, output=output)
+    if done.returncode != 0:
+        raise LabError(f"The production server could not be built; all of it is in {log}:\n" + log.read_text(errors="replace")[-3000:])
+
+
+# --- configuration, made when a lab comes up ----------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=8)
+def owners(engine: Engine, image_name: str) -> dict[str, tuple[int, int]]:
+    """Users of an image, by name: files are put in before it runs, when only numbers count."""
+    done = engine.run("run", "--rm", "--label", "titan-lab=probe", "--label", f"titan-lab-dir={lab_dir()}", "--network=none", *engine.ulimits, image_name, "cat", "/etc/passwd")
+    return dict(ids_of(done.stdout))
+
+
+def configure(stage: Stage, ids: dict[str, tuple[int, int]], state: LabState) -> None:
+    """The patient's configuration and secrets, in its own places."""
+    titan = titan_vars(state.profile)
+    user = titan["titan_user"]
+    for name in (user, "redis"):
+        if name not in ids:
+            raise LabError(f"The production image has no user {name}: `make clean` and build it again")
+    folder = str(Path(titan["titan_ecosystem"]).parent)
+    stage.directory(folder, 0o750, ids[user])
+    for name, text in render_configuration(state.profile, titan, state).items():
+        if name == "redis.conf":
+            stage.file(titan["titan_redis"]["config"], text, 0o640, ids["redis"])
+        else:
+            stage.file(f"{folder}/{name}", text, 0o600 if "secret" in name else 0o640, ids[user])
+
+
+def render_configuration(profile: str, titan: dict[str, Any], state: LabState) -> dict[str, str]:
+    """File name -> content, from the profile's templates; an undefined variable is an error."""
+    templates = lab_sources() / "titan" / "profiles" / profile
+    sources = [templates / "redis.conf.j2", *sorted((templates / "config").glob("*"))]
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False)
+    environment.filters["to_json"] = json.dumps
+    variables = {
+        "environment_id": titan.get("titan_environment_id", "titan-lab"),
+        "redis_password": state.redis_password,
+        "redis_config_command": state.redis_config_command,
+        "exchange_host": "exchange",
+        "exchange_keys": state.exchange_keys,
+    }
+    try:
+        return {path.name.removesuffix(".j2"): environment.from_string(path.read_text()).render(variables) for path in sources}
+    except (jinja2.TemplateError, OSError) as exc:
+        raise LabError(f"The configuration of profile {profile} cannot be rendered: {exc}") from exc
+
+
+def health_checks(titan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"name": item["name"], "port": item["port"], "health": item["health"]}
+        for item in titan["titan_components"]
+        if item.get("port") and item.get("health") and item.get("required", True)
+    ]
+
+
+def complaint(engine: Engine, container: str, profile: str) -> str | None:
+    """What keeps the patient from being healthy by its own inventory, or None."""
+    checks = health_checks(titan_vars(profile))
+    if not checks:
+        return f"the inventory of profile {profile} names no health to ask for"
+    done = engine.exec(container, ["/usr/bin/python3", "-c", HEALTH_PROBE], stdin=json.dumps(checks).encode(), timeout=60, check=False)
+    if done.returncode != 0:
+        return done.stderr or f"the health probe ended with {done.returncode}"
+    try:
+        bad = json.loads(done.stdout)
+    except ValueError:
+        return f"the health probe answered {done.stdout[:200]!r}"
+    return "; ".join(bad) or None

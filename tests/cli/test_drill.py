@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The drill's own logic, with the lab and the playbooks replaced: what it must report when things go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from titan_dr import drill, recovery, report, runner
+from titan_dr.cancel import Cancellation
+from titan_dr.display import Display
+from titan_dr.events import Outcome
+from titan_dr.lab import LabError, LabState, oracle
+
+SCENARIO = "complete_system_failure"
+ORDER = {"venue": "binance", "clientOrderId": "c1"}
+
+
+@pytest.mark.parametrize(
+    ("received", "resumed", "verdict", "count"),
+    [
+        ([90, 95, 210], 200.0, "pass", 0),
+        ([90, 150, 199, 210], 200.0, "fail", 2),
+        ([90, 150], None, "fail", 1),
+        ([90, 100], 200.0, "fail", 1),
+        ([], 200.0, "unknown", None),
+        ([210], 200.0, "unknown", None),
+    ],
+)
+def test_orders_while_halted(received: list[float], resumed: float | None, verdict: str, count: int | None) -> None:
+    orders = [{**ORDER, "received": at} for at in received]
+    assert drill.orders_while_halted(orders, 100.0, resumed)[::2] == (verdict, count)
+
+
+def test_resume_time_is_that_of_the_call(tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    rows = [{"event": "task", "at": 50}, {"event": "task", "at": 100.0, "duration_s": 3.0, "titan_dr": {"trading": "resumed"}}]
+    ledger.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert drill.resume_time(ledger) == 97.0
+    ledger.write_text(json.dumps(rows[0]) + "\n")
+    assert drill.resume_time(ledger) is None
+
+
+class Stage:
+    """Stands for lab, writer, playbooks and exchanges, and keeps a list of what was asked of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        self.done: list[str] = []
+        self.run_dir = tmp_path / "runs" / "r1"
+        self.orders: Any = [{**ORDER, "received": 1.0}]
+        self.loss = oracle.Loss(100, 90, 10, 0, 0, 0, 1.0, 1.0, 2.0, [])
+        self.trouble: dict[str, Callable[[], None]] = {}
+        host: Any = {"name": "titan-lab-x-titan", "address": "10.0.0.1", "image": "i"}
+        empty: dict[str, Any] = {}
+        self.state = LabState("x", "guide", "n", "s", empty, {"titan": host, "replacement": host}, {"user": "root"}, {}, {}, {}, "p", "c", {}, "http://exchange", ready=True)
+        stage = self
+
+        class Tunnel:
+            host, port = "127.0.0.1", 1
+
+            def __init__(self, *_: Any) -> None: ...
+            def __enter__(self) -> Tunnel:
+                return self
+
+            def __exit__(self, *_: Any) -> None: ...
+            def close(self) -> None:
+                stage.step("tunnel closed")
+
+        class Writer(Tunnel):
+            def start(self) -> None: ...
+            def wait_acknowledged(self, *_: Any, **__: Any) -> None: ...
+            def stop(self) -> None:
+                stage.step("writer stopped")
+
+        monkeypatch.setattr(drill, "find_state", lambda: None)
+        monkeypatch.setattr(drill.lab, "up", lambda *_: self.step("up") or self.state)
+        monkeypatch.setattr(drill.lab, "down", lambda *_: self.step("down"))
+        monkeypatch.setattr(drill.lab, "destroy_host", lambda name: self.step(f"destroy {name}") or {"ssh": "no route"})
+        monkeypatch.setattr(drill.lab, "ssh_options", lambda state: [])
+        monkeypatch.setattr(drill, "must_be_gone", lambda name: self.step("gone") or "no such container")
+        monkeypatch.setattr(oracle, "Tunnel", Tunnel)
+        monkeypatch.setattr(oracle, "Writer", Writer)
+        monkeypatch.setattr(oracle, "seed", lambda client, keys: self.step("seed") or oracle.Seeded(keys, {}, 1, 1.0))
+        monkeypatch.setattr(oracle, "count_loss", lambda *_: self.step("count") or self.loss)
+        monkeypatch.setattr(recovery, "job", lambda request, name, run_dir: name)
+        monkeypatch.setattr(runner, "run", lambda job, on_event, cancellation: self.step(f"run {job}") or Outcome(0, False, "successful"))
+        monkeypatch.setattr(recovery, "recover", self.recover)
+        monkeypatch.setattr(drill.urllib.request, "urlopen", lambda *_, **__: StringIO(json.dumps({"orders": self.orders})))
+        self.recovered: dict[str, Any] = {"result": "recovered"}
+
+    def step(self, name: str) -> None:
+        self.done.append(name)
+        if name in self.trouble:
+            self.trouble[name]()
+
+    def recover(self, request: recovery.Request, *_: Any) -> dict[str, Any]:
+        self.step("recover")
+        assert request.kind == "drill" and request.incident_at is not None
+        (self.run_dir / "ledger.jsonl").write_text(json.dumps({"event": "task", "at": 9e9, "titan_dr": {"trading": "resumed"}}) + "\n")
+        found = report.empty("r1", "drill", SCENARIO, {"rto_s": 900, "rpo_s": 300}, "recovered", "All gates passed.")
+        found["rto"]["met"] = found["rpo"]["met"] = True
+        found["restore_point"] = {"id": "rp", "taken_at": 5.0}
+        return {**found, **self.recovered}
+
+    def run(self, **options: Any) -> dict[str, Any]:
+        with Cancellation() as cancellation:
+            returned = drill.run(drill.Options(SCENARIO, **options), self.run_dir, Display(Console(file=StringIO())), cancellation)
+        on_disk = report.load(self.run_dir / "report.json")
+        assert on_disk["result"] == returned["result"]
+        return on_disk
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stage:
+    return Stage(monkeypatch, tmp_path)
+
+
+COURSE = ["up", "seed", "run backup", "destroy titan", "writer stopped", "tunnel closed", "gone", "recover", "count", "down"]
+
+
+def test_the_course_of_a_drill(stage: Stage) -> None:
+    found = stage.run(keys=5)
+    assert stage.done == COURSE
+    assert (found["result"], report.exit_code(found)) == ("recovered", 0)
+    assert found["rpo"]["lost_acked_writes"] == 10 and found["orders_while_halted"] == 0
+    assert found["drill"]["old_host_gone"] == {"ssh": "no route", "podman": "no such container"}
+    assert {gate["name"]: gate["verdict"] for gate in found["gates"]} == {"acknowledged_writes": "pass", "no_orders_while_halted": "pass"}
+
+
+def test_keep(stage: Stage) -> None:
+    stage.run(keep=True)
+    assert "down" not in stage.done
+
+
+@pytest.mark.parametrize("change", [{"lost_before_restore_point": 1}, {"holes": [(1, 2)]}, {"phantom": 1}])
+def test_a_loss_that_must_not_be(stage: Stage, change: dict[str, Any]) -> None:
+    stage.loss = oracle.Loss(**{**stage.loss.__dict__, **change})
+    found = stage.run()
+    assert (found["result"], report.exit_code(found)) == ("failed", 1)
+
+
+def test_orders_during_the_halt(stage: Stage) -> None:
+    stage.orders = [{**ORDER, "received": 1.0}, {**ORDER, "received": 8e9}]
+    found = stage.run()
+    assert (found["result"], found["orders_while_halted"]) == ("failed", 1)
+
+
+@pytest.mark.parametrize("orders", [[], [{"venue": "binance"}], None, "<html>"])
+def test_a_log_that_says_nothing_is_no_proof(stage: Stage, orders: Any) -> None:
+    stage.orders = orders
+    found = stage.run()
+    assert found["result"] == "failed" and found["gates"][-1]["verdict"] == "unknown"
+
+
+def test_a_restore_point_without_a_time_proves_no_loss(stage: Stage) -> None:
+    stage.recovered = {"result": "recovered", "restore_point": {}}
+    found = stage.run()
+    assert found["result"] == "failed" and found["rpo"]["lost_acked_writes"] is None
+
+
+@pytest.mark.parametrize("place", ["up", "seed", "run backup", "destroy titan", "gone", "recover"])
+def test_trouble_is_reported_and_the_lab_taken_down(stage: Stage, place: str) -> None:
+    def trouble() -> None:
+        raise LabError(f"no {place}")
+
+    stage.trouble[place] = trouble
+    found = stage.run()
+    assert (found["result"], report.exit_code(found)) == ("failed", 1)
+    assert f"no {place}" in found["message"] and stage.done[-1] == "down"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("place", [name for name in COURSE if name not in ("writer stopped", "tunnel closed", "down")])
+def test_ctrl_c_anywhere(stage: Stage, place: str, signum: int) -> None:
+    stage.trouble[place] = lambda: os.kill(os.getpid(), signum)
+    found = stage.run()
+    assert (found["result"], report.exit_code(found)) == ("cancelled", 5)
+    assert signal.Signals(signum).name in found["message"] and stage.done[-1] == "down"
+
+
+def test_ctrl_c_while_cleaning_up_changes_nothing(stage: Stage) -> None:
+    stage.trouble["down"] = lambda: os.kill(os.getpid(), signal.SIGINT)
+    assert stage.run()["result"] == "recovered"
+
+
+def test_a_lab_that_is_up_already_is_left_alone(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drill, "find_state", lambda: stage.state)
+    found = stage.run()
+    assert found["result"] == "failed" and "lab down" in found["message"] and stage.done == []
+
+
+def test_check_counts_nothing(stage: Stage) -> None:
+    stage.recovered = {"kind": "check", "result": "recovered"}
+    found = stage.run(check=True)
+    assert "count" not in stage.done and report.exit_code(found) == 0
+
+
+def test_a_failed_recovery_is_still_watched_for_orders(stage: Stage) -> None:
+    stage.recovered = {"result": "failed", "message": "gates"}
+    found = stage.run()
+    assert "count" not in stage.done and found["gates"][-1]["name"] == "no_orders_while_halted" and found["message"] == "gates"

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ansible_collections.titan.disaster_recovery.plugins.plugin_utils import _report
+
+Row = dict[str, Any]
+
+
+class Rows(list[Row]):
+    """A ledger in the making."""
+
+    def __init__(self, **start: Any) -> None:
+        super().__init__()
+        known = {"run_id": "r", "kind": "real", "scenario": "s", "rto_target_s": 60, "rto_s": 90, "rpo_s": 30, "phases": {"a": 10, "b": 5}}
+        self.add(0.0, "run_start", **{**known, **start})
+
+    def add(self, t: float, event: str, **fields: Any) -> Rows:
+        self.append({"at": 1000 + t, "t": t, "event": event, **fields})
+        return self
+
+    def task(self, t: float, status: str = "ok", phase: str = "a", name: str = "step", **said: Any) -> Rows:
+        return self.add(t, "task", name=name, host="h", status=status, phase=phase, task_id=name, **({"titan_dr": said} if said else {}))
+
+    def gate(self, t: float, name: str, verdict: str, task_id: str = "x") -> Rows:
+        return self.add(t, "gate", name=name, verdict=verdict, evidence="e", task_id=task_id)
+
+    def end(self, t: float, failures: int = 0, unreachable: int = 0, **how: Any) -> dict[str, Any]:
+        stats = {"h": {"failures": failures, "unreachable": unreachable}}
+        return _report.build(self.add(t, "run_end", **(how or {"stats": stats})))
+
+
+def test_recovered() -> None:
+    rows = Rows().gate(1, "g", "pass").task(20, trading="halted", rpo={"actual_s": 3, "basis": "canary"})
+    report = rows.task(40, trading="resumed", restore_point={"id": "rp"}, versions={"redis": "7"}).end(100)
+    assert (report["result"], report["trading"], report["hosts"], report["restore_point"]) == ("recovered", "resumed", ["h"], {"id": "rp"})
+    # the clock stops with the resume, not with the end of the playbook
+    assert report["rto"] == {"target_s": 60, "max_s": 90, "actual_s": 40, "met": True}
+    assert report["rpo"] == {"target_s": 30, "actual_s": 3, "basis": "canary", "lost_acked_writes": None, "met": True}
+    assert report["versions"] == {"redis": "7"}
+
+
+def test_trading_halted_again_takes_the_resume_back() -> None:
+    report = Rows().gate(1, "g", "pass").task(10, trading="resumed").task(20, trading="halted").end(95)
+    assert (report["trading"], report["rto"]["actual_s"], report["rto"]["met"]) == ("halted", 95, False)
+
+
+def test_no_gate_proves_nothing() -> None:
+    assert Rows().task(1).end(2)["result"] == "failed"
+    assert Rows(kind="check").task(1).end(2)["result"] == "recovered"
+
+
+@pytest.mark.parametrize("verdict", ["fail", "unknown"])
+def test_a_gate_that_did_not_pass_is_no_recovery(verdict: str) -> None:
+    report = Rows().gate(1, "good", "pass").gate(1, "bad", verdict).end(2)
+    assert report["result"] == "failed"
+    assert "bad" in report["message"] and "good" not in report["message"]
+
+
+def test_a_later_gate_replaces_an_earlier_one() -> None:
+    assert Rows().gate(1, "g", "fail", "first").gate(2, "g", "pass", "second").end(3)["result"] == "recovered"
+    assert Rows().gate(1, "g", "pass", "first").gate(2, "g", "unknown", "second").end(3)["result"] == "failed"
+
+
+@pytest.mark.parametrize("order", [("fail", "pass"), ("pass", "fail"), ("unknown", "pass"), ("pass", "unknown")])
+def test_one_host_that_passes_does_not_hide_another(order: tuple[str, str]) -> None:
+    assert Rows().gate(1, "g", order[0], "same").gate(1, "g", order[1], "same").end(3)["result"] == "failed"
+
+
+@pytest.mark.parametrize(("status", "stats"), [("failed", {"failures": 1}), ("unreachable", {"unreachable": 1})])
+def test_failures(status: str, stats: dict[str, int]) -> None:
+    assert Rows().gate(0, "g", "pass").task(1, status, phase="b").end(2, **stats)["result"] == "failed"
+    assert Rows().gate(0, "g", "pass").task(1, status, phase="preflight").end(2, **stats)["result"] == "refused"
+    # the rescue of a later failure does not make it a refusal
+    assert Rows().task(1, status, phase="b").task(2, status, phase="preflight").end(3, **stats)["result"] == "failed"
+
+
+def test_the_reason_of_a_failure_is_the_message() -> None:
+    rows = Rows().task(1, "failed", phase="preflight", name="disk")
+    rows.add(1, "note", text="disk on h: 3 GiB are missing", task_id="disk", failure=True)
+    assert rows.end(2, failures=1)["message"] == "disk on h: 3 GiB are missing"
+
+
+def test_a_rescued_failure_is_told_and_does_not_decide() -> None:
+    report = Rows().gate(0, "g", "pass").task(1, "failed", name="newest restore point").end(2)
+    assert report["result"] == "recovered" and "newest restore point" in report["message"]
+
+
+def test_refused_by_a_result() -> None:
+    report = Rows().task(1, refused="another recovery runs").end(2, failures=1)
+    assert (report["result"], report["message"]) == ("refused", "another recovery runs")
+
+
+def test_cut_off_cancelled_aborted() -> None:
+    assert _report.build(Rows().gate(1, "g", "pass"))["result"] == "cancelled"
+    assert Rows().end(1, cancelled="SIGTERM")["result"] == "cancelled"
+    assert Rows().gate(1, "g", "pass").end(1, aborted="stopped")["result"] == "failed"
+    assert _report.build([])["result"] == "cancelled"
+
+
+def test_objectives() -> None:
+    assert Rows().gate(1, "g", "pass").end(90.4)["rto"]["met"] is False
+    assert Rows().gate(1, "g", "pass").end(61)["rto"]["met"] is True
+    assert Rows(rto_s=None).gate(1, "g", "pass").end(61)["rto"]["met"] is None
+    assert Rows().gate(1, "g", "pass").end(1)["rpo"]["met"] is None
+    assert Rows().task(1, rpo={"actual_s": 31}).end(1)["rpo"]["met"] is False
+    assert Rows().task(1, rpo={"actual_s": True}).end(1)["rpo"]["met"] is None
+    assert Rows(kind="check").task(1, rpo={"actual_s": 1}).end(1)["rto"]["met"] is None
+
+
+def test_phases_that_overlap_and_phases_entered_again() -> None:
+    rows = Rows().add(0, "phase_start", phase="a").add(2, "phase_start", phase="b").add(6, "phase_end", phase="a").add(7, "phase_end", phase="b")
+    rows.add(20, "phase_start", phase="a").add(21.5, "phase_end", phase="a").add(22, "phase_start", phase="c")
+    assert rows.end(30)["phases"] == [
+        {"name": "a", "start_s": 0, "duration_s": 7.5, "budget_s": 10},
+        {"name": "b", "start_s": 2, "duration_s": 5, "budget_s": 5},
+        {"name": "c", "start_s": 22, "duration_s": 8, "budget_s": None},
+    ]
+
+
+def test_another_restore_point_replaces_the_first_as_a_whole() -> None:
+    rows = Rows().task(1, restore_point={"id": "new", "proof": "x"}).task(2, restore_point={"id": "old", "source": "s3"}).task(3, restore_point={"proof": "y"})
+    assert rows.end(4)["restore_point"] == {"id": "old", "source": "s3", "proof": "y"}
+
+
+def test_lines() -> None:
+    assert "10.0 s OVER the RTO" in _report.phase_line("a", 100, 10, 90)
+    report = Rows().gate(1, "bad", "unknown").gate(1, "good", "pass").add(1, "phase_start", phase="b").end(20)
+    text = "\n".join(_report.closing_lines(report, "/runs/r/report.json"))
+    assert "FAILED" in text and "bad: UNKNOWN" in text and "good" not in text and "OVER BUDGET" in text and "/runs/r/report.json" in text
