@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
-# ansible-runner, molecule and ansible-lint look up their helpers on the PATH
+# ansible-runner, molecule and ansible-lint look up other programs on the PATH
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # npm trusts the certificate authorities that the machine trusts: its mirror may be behind one of its own
 export NODE_USE_SYSTEM_CA := 1

@@ -19,7 +19,7 @@ description:
   - The clock starts at the extra variable C(titan_dr_incident_started_at) or the environment variable E(TITAN_DR_INCIDENT_STARTED_AT),
     in epoch seconds or ISO 8601, else at the start of the playbook.
   - The environment variable E(TITAN_DR_KIND) says whether this is V(real) or V(drill).
-  - Exports E(TITAN_DR_RUN_ID), E(TITAN_DR_RUN_DIR) and E(TITAN_DR_CLOCK_ARMED) to the tasks,
+  - Exports E(TITAN_DR_RUN_ID), E(TITAN_DR_RUN_DIR), E(TITAN_DR_INCIDENT_STARTED_AT) and E(TITAN_DR_CLOCK_ARMED) to the tasks,
     so that a playbook can refuse to run unmeasured.
     When the run directory cannot be written, E(TITAN_DR_CLOCK_ARMED) is not exported.
 """
@@ -151,6 +151,7 @@ class CallbackModule(CallbackBase):
 
         os.environ[_ledger.ENV_RUN_ID] = run_id
         os.environ[_ledger.ENV_RUN_DIR] = str(files.directory)
+        os.environ[_ledger.ENV_INCIDENT] = f"{self.ledger.incident_at:.3f}"
         os.environ[_ledger.ENV_ARMED] = "1"
         CallbackModule._owner = self
         self._watch_the_end()
@@ -275,7 +276,10 @@ class CallbackModule(CallbackBase):
 
     @_quiet
     def v2_runner_on_unreachable(self, result: Any) -> None:
-        self._record(result, "ignored" if result.task.ignore_unreachable is True else "unreachable")
+        expected = result.task.ignore_unreachable is True
+        self._record(result, "ignored" if expected else "unreachable")
+        if expected:
+            self._note(f"{result.host.get_name()} is unreachable: {result.task.get_name(include_role_fqcn=False)} was not done there.")
 
     def _record(self, result: Any, status: str) -> None:
         if self.ledger is None:

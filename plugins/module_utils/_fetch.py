@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import os
 import shutil
+import socket
+import stat
 import subprocess
 import tempfile
 import threading
@@ -130,6 +133,11 @@ def pump(stream: t.BinaryIO, commands: list[list[str]], target: t.BinaryIO | Non
         expired.set()
         for entry in processes:
             entry[1].kill()
+        # A read that waits for a silent store ends too.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if stat.S_ISSOCK(os.fstat(stream.fileno()).st_mode):
+                with socket.socket(fileno=os.dup(stream.fileno())) as connection:
+                    connection.shutdown(socket.SHUT_RDWR)
 
     timer = threading.Timer(max(0.1, deadline - time.time()), expire)
     timer.start()
@@ -145,7 +153,7 @@ def pump(stream: t.BinaryIO, commands: list[list[str]], target: t.BinaryIO | Non
                 break
     except BrokenPipeError:
         broken = "the pipeline ended early"
-    except OSError as exc:
+    except (OSError, http.client.HTTPException) as exc:
         broken = f"reading failed: {exc}"
     finally:
         if processes:
@@ -161,6 +169,8 @@ def pump(stream: t.BinaryIO, commands: list[list[str]], target: t.BinaryIO | Non
         timer.cancel()
     if expired.is_set():
         raise FetchError("the time for it was over")
+    if broken.startswith("reading"):
+        raise FetchError(broken)  # what the commands complain of follows from it
     if failures or broken:
         raise FetchError("; ".join(failures) or broken)
     return digest.hexdigest()
@@ -187,7 +197,7 @@ def _open(source: dict[str, t.Any], deadline: float) -> t.Iterator[t.BinaryIO]:
         raise FetchError(f"the store answered {exc.code}") from exc
     except urllib.error.URLError as exc:
         raise FetchError(f"the store cannot be reached: {exc.reason}") from exc
-    except OSError as exc:
+    except (OSError, http.client.HTTPException) as exc:
         raise FetchError(f"reading failed: {exc}") from exc
 
 

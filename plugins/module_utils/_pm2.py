@@ -8,6 +8,7 @@ Nothing of C(pm2_env) but a few harmless fields is ever kept: it holds every sec
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,11 +19,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import Component
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._probe import FAIL, PASS, UNKNOWN, Verdict, probe, worst
 
+_T = TypeVar("_T")
 _MAX_REPLY = 32 * 1024 * 1024
 _POLL = 0.25
 # States in which PM2 claims that there is a process.
@@ -156,6 +158,22 @@ class Proc:
         except OSError:
             return b""
 
+    def _as_owner(self, pid: object, look: Callable[[], _T]) -> _T:
+        """Look at a process; as its owner where root alone may not, as in containers without CAP_SYS_PTRACE."""
+        try:
+            return look()
+        except PermissionError:
+            owner, group = os.stat(os.path.join(self.root, str(pid))), os.getegid()
+            if os.geteuid() != 0 or owner.st_uid == 0:
+                raise
+            os.setegid(owner.st_gid)
+            os.seteuid(owner.st_uid)
+            try:
+                return look()
+            finally:
+                os.seteuid(0)
+                os.setegid(group)
+
     def process(self, pid: int) -> Process | None:
         """Return the process, or None when there is none (or only its zombie)."""
         head, _paren, rest = self._read(pid, "stat").rpartition(b")")
@@ -182,7 +200,16 @@ class Proc:
     def variable(self, pid: int, name: str) -> str | None:
         """Return one variable of the environment the process was started with."""
         prefix = name.encode() + b"="
-        for entry in self._read(pid, "environ").split(b"\0"):
+
+        def look() -> bytes:
+            with open(os.path.join(self.root, str(pid), "environ"), "rb") as handle:
+                return handle.read()
+
+        try:
+            environment = self._as_owner(pid, look)
+        except OSError:
+            return None
+        for entry in environment.split(b"\0"):
             if entry.startswith(prefix):
                 return entry[len(prefix):].decode("utf-8", "replace")
         return None
@@ -216,16 +243,18 @@ class Proc:
 
     def _links(self, pid: str) -> list[str]:
         folder = os.path.join(self.root, pid, "fd")
-        links = []
-        try:
+
+        def look() -> list[str]:
+            links = []
             for name in os.listdir(folder):
-                try:
+                with contextlib.suppress(FileNotFoundError):  # closed in the meantime
                     links.append(os.readlink(os.path.join(folder, name)))
-                except OSError:  # closed in the meantime
-                    continue
-        except OSError:  # gone in the meantime, or not ours to see
             return links
-        return links
+
+        try:
+            return self._as_owner(pid, look)
+        except OSError:  # gone in the meantime, or not ours to see
+            return []
 
 
 def descends(pid: int, ancestor: int, processes: Mapping[int, Process]) -> bool:

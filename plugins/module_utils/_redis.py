@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
+import re
 import socket
 import time
 import typing as t
+
+_WORD = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)'|([^\s"']+))(?=\s|$)""")
+_ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|(.))")
+_CONTROL = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "a": "\a"}
 
 
 class RedisError(Exception):
@@ -46,6 +50,22 @@ class RedisConf:
         return self.renamed.get(name.upper(), name.upper())
 
 
+def _split(line: str) -> list[str]:
+    """Words of a directive by Redis's own rules: a backslash means something in double quotes only."""
+    words, at = [], 0
+    while at < len(line):
+        match = _WORD.match(line, at)
+        if not match:
+            raise ValueError("quotes that do not match")
+        double, single, plain = match.groups()
+        if double is not None:
+            words.append(_ESCAPE.sub(lambda found: chr(int(found[1], 16)) if found[1] else _CONTROL.get(found[2], found[2]), double))
+        else:
+            words.append(plain if plain is not None else single.replace("\\'", "'"))
+        at = match.end()
+    return words
+
+
 def parse_conf(text: str) -> RedisConf:
     """Read the directives of a redis.conf; ``include`` is refused, because what it pulls in would be missed."""
     last: dict[str, list[str]] = {}
@@ -55,7 +75,7 @@ def parse_conf(text: str) -> RedisConf:
         if not stripped or stripped.startswith("#"):
             continue
         try:
-            words = shlex.split(stripped)
+            words = _split(stripped)
         except ValueError as exc:
             raise RedisError(f"line {number}: {exc}") from exc
         name = words[0].lower()
@@ -69,15 +89,21 @@ def parse_conf(text: str) -> RedisConf:
         values = last.get(name)
         return values[0] if values else default
 
+    def integer(name: str, default: str) -> int:
+        try:
+            return int(one(name, default))
+        except ValueError as exc:
+            raise RedisError(f"{name} is not a number: {one(name, default)}") from exc
+
     return RedisConf(
-        port=int(one("port", "6379")),
+        port=integer("port", "6379"),
         unixsocket=one("unixsocket", ""),
         directory=one("dir", "/var/lib/redis"),
         dbfilename=one("dbfilename", "dump.rdb"),
         appendonly=one("appendonly", "no").lower() == "yes",
         appendfilename=one("appendfilename", "appendonly.aof"),
         appenddirname=one("appenddirname", "appendonlydir"),
-        databases=int(one("databases", "16")),
+        databases=integer("databases", "16"),
         password=one("requirepass", ""),
         renamed=renamed,
         tls_only=one("port", "6379") == "0" and "tls-port" in last,
@@ -171,7 +197,7 @@ def canary(client: Redis, key: str, database: int) -> dict[str, float] | None:
     try:
         value = json.loads(raw)
         return {"seq": int(value["seq"]), "at": float(value["at"])}
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, OverflowError) as exc:
         raise RedisError(f"{key} is not a canary (sequence and wall clock): {exc}") from exc
 
 

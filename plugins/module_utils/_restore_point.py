@@ -19,9 +19,9 @@ import typing as t
 
 FORMAT = 1
 KINDS = ("bootstrap", "bundle", "config", "app", "redis")
-_ID = re.compile(r"^[0-9]{8}T[0-9]{6}Z-[0-9a-f]{4,16}$")
-_KEY = re.compile(r"^(points/[0-9A-Za-z-]+|objects)/[0-9A-Za-z._-]+$")
-_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{4,16}")
+_KEY = re.compile(r"(points/[0-9A-Za-z-]+|objects)/[0-9A-Za-z._-]+")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class ManifestError(Exception):
@@ -50,14 +50,14 @@ def parse(text: str | bytes) -> dict[str, t.Any]:
     if manifest.get("format") != FORMAT:
         raise ManifestError(f"format is {manifest.get('format')!r}, this release reads {FORMAT}")
     _require(manifest, "", {"id": str, "environment_id": str, "taken_at": (int, float), "objects": dict, "redis": dict, "server": dict, "seal": str})
-    if not _ID.match(manifest["id"]):
+    if not _ID.fullmatch(manifest["id"]):
         raise ManifestError(f"id {manifest['id']!r} is not a restore point id")
     for kind in KINDS:
         entry = manifest["objects"].get(kind)
         if not isinstance(entry, dict):
             raise ManifestError(f"objects.{kind} is missing")
         _require(entry, f"objects.{kind}.", {"key": str, "size": int, "sha256": str, "sealed": bool})
-        if not _KEY.match(entry["key"]) or not _SHA256.match(entry["sha256"]):
+        if not _KEY.fullmatch(entry["key"]) or not _SHA256.fullmatch(entry["sha256"]):
             raise ManifestError(f"objects.{kind}: key or sha256 is malformed")
     _require(manifest["redis"], "redis.", {"version": str, "databases": int, "keyspace": dict, "expired": int, "size": int})
     return manifest

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import signal
 import stat
 import subprocess
@@ -88,7 +89,7 @@ class _Running:
     def errors(self) -> str:
         """Return PM2's own error lines only; anything else may quote a configuration file."""
         self._log.seek(0)
-        lines = self._log.read(256 * 1024).decode("utf-8", "replace").splitlines()
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", self._log.read(256 * 1024).decode("utf-8", "replace")).splitlines()
         return "; ".join(line.strip()[:200] for line in lines if "[PM2][ERROR]" in line)[:600]
 
     def stop(self) -> None:
@@ -527,7 +528,8 @@ class Starter:
                         self._give_up(component, finding, daemon, sample)
                 if waiting or (self.halting in members and outcome.fence == "up"):
                     if self._left() <= 0:
-                        raise StartError("the deadline is over before the halt was confirmed; the fence stays up")
+                        seen = outcome.halt.evidence if outcome.halt else "it never listened"
+                        raise StartError(f"the deadline is over before the halt was confirmed: {seen}; the fence stays up")
                     watcher.sleep(_POLL)
             # Everybody is well; PM2's command ends soon, and what it still waits for is of no interest.
             limit = min(settings.end, watcher.clock() + 2.0)

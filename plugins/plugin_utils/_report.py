@@ -23,11 +23,13 @@ def build(rows: Iterable[Row]) -> dict[str, Any]:
     resumed_t, trading = _trading(rows)
     actual = resumed_t if resumed_t is not None else (rows[-1]["t"] if rows else 0.0)
     check = start.get("kind") == "check"
+    met = _met(actual, start.get("rto_s"))
     rto = {
         "target_s": start.get("rto_target_s"),
         "max_s": start.get("rto_s"),
         "actual_s": round(actual, 1),
-        "met": None if check else _met(actual, start.get("rto_s")),
+        # what did not recover can miss its objective, never meet it
+        "met": None if check else met if result == "recovered" or met is False else None,
     }
     rpo_said = _merged(said, "rpo")
     rpo = {
@@ -148,6 +150,8 @@ def _result(rows: list[Row], start: Row, end: Row | None, gates: list[dict[str, 
         return "recovered", "Check mode: nothing was changed, and no step refused."
     if not gates:
         return "failed", "No gate was reported, so nothing proves the recovery."
+    if _trading(rows)[1] == "halted":
+        return "failed", "Trading is still halted."
     rescued = [row["name"] for row in failures]
     return "recovered", "All gates passed." + (f" Made good on the way: {', '.join(rescued)}." if rescued else "")
 

@@ -73,6 +73,7 @@ def add_gate(report: dict[str, Any], name: str, verdict: str, evidence: str) -> 
     report["gates"] = [gate for gate in report["gates"] if gate["name"] != name] + [{"name": name, "verdict": verdict, "evidence": evidence}]
     if verdict != "pass" and report["result"] == "recovered":
         report["result"] = "failed"
+        report["rto"]["met"] = None if report["rto"].get("met") else report["rto"].get("met")
         report["message"] = f"Gates not passed: {name} ({verdict})"
 
 
@@ -131,8 +132,8 @@ def _objective(met: object) -> Text:
 
 def render(console: Console, report: Mapping[str, Any], path: Path) -> None:
     result = str(report["result"])
-    console.print(Text.assemble((result.upper(), f"bold {_COLOURS.get(result, 'red')}"), f"  {report['scenario']} ({report['kind']})  run {report['run_id']}"))
-    console.print(Text(f"  {report['message']}"))
+    console.print(Text.assemble((result.upper(), f"bold {_COLOURS.get(result, 'red')}"), f"  {report['scenario']} ({report['kind']})"))
+    console.print(Text(f"  {report['message']}"), soft_wrap=True)
     rto, rpo = report["rto"], report["rpo"]
     if report["kind"] != "check":
         figures = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -160,7 +161,7 @@ def render(console: Console, report: Mapping[str, Any], path: Path) -> None:
     for gate in gates:
         if gate["verdict"] != "pass":
             line = (f"  {str(gate['verdict']).upper()}  ", _COLOURS.get(gate["verdict"], "red"))
-            console.print(Text.assemble(line, f"{gate['name']}: {gate['evidence']}"))
+            console.print(Text.assemble(line, f"{gate['name']}: {gate['evidence']}"), soft_wrap=True)
     for note in report.get("notes", []):
-        console.print(Text(f"  note: {note}"))
+        console.print(Text(f"  note: {note}"), soft_wrap=True)
     console.print(Text(f"Report {path}"), soft_wrap=True)

@@ -226,7 +226,8 @@ def test_lab_status_shows_no_secret(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
     secret = {"secret_key": "s3cret"}
     host: Any = {"name": "t", "address": "10.0.0.1", "image": "i"}
-    state = lab.LabState("ab12", "guide", "net", "10.0.0.0/24", {}, {"titan": host}, {}, secret, secret, secret, "s3cret", "s3cret", {"b": secret}, "http://x", ready=True)
+    hosts = {"titan": host}
+    state = lab.LabState("ab12", "guide", "net", "10.0.0.0/24", {}, hosts, {}, secret, secret, secret, "s3cret", "s3cret", {"b": secret}, "http://", ready=True)
     now = lab.LabStatus(state, {"titan": "running"})
     monkeypatch.setattr(lab, "status", lambda: now)
     for arguments in (["lab", "status"], ["lab", "status", "--json"]):

@@ -60,7 +60,8 @@ class Stage:
         self.trouble: dict[str, Callable[[], None]] = {}
         host: Any = {"name": "titan-lab-x-titan", "address": "10.0.0.1", "image": "i"}
         empty: dict[str, Any] = {}
-        self.state = LabState("x", "guide", "n", "s", empty, {"titan": host, "replacement": host}, {"user": "root"}, {}, {}, {}, "p", "c", {}, "http://exchange", ready=True)
+        hosts = {"titan": host, "replacement": host}
+        self.state = LabState("x", "guide", "n", "s", empty, hosts, {"user": "root"}, {}, {}, {}, "p", "c", {}, "http://exchange", ready=True)
         stage = self
 
         class Tunnel:
@@ -81,25 +82,26 @@ class Stage:
                 stage.step("writer stopped")
 
         monkeypatch.setattr(drill, "find_state", lambda: None)
-        monkeypatch.setattr(drill.lab, "up", lambda *_: self.step("up") or self.state)
+        monkeypatch.setattr(drill.lab, "up", lambda *_: self.step("up", self.state))
         monkeypatch.setattr(drill.lab, "down", lambda *_: self.step("down"))
-        monkeypatch.setattr(drill.lab, "destroy_host", lambda name: self.step(f"destroy {name}") or {"ssh": "no route"})
+        monkeypatch.setattr(drill.lab, "destroy_host", lambda name: self.step(f"destroy {name}", {"ssh": "no route"}))
         monkeypatch.setattr(drill.lab, "ssh_options", lambda state: [])
-        monkeypatch.setattr(drill, "must_be_gone", lambda name: self.step("gone") or "no such container")
+        monkeypatch.setattr(drill, "must_be_gone", lambda name: self.step("gone", "no such container"))
         monkeypatch.setattr(oracle, "Tunnel", Tunnel)
         monkeypatch.setattr(oracle, "Writer", Writer)
-        monkeypatch.setattr(oracle, "seed", lambda client, keys: self.step("seed") or oracle.Seeded(keys, {}, 1, 1.0))
-        monkeypatch.setattr(oracle, "count_loss", lambda *_: self.step("count") or self.loss)
+        monkeypatch.setattr(oracle, "seed", lambda client, keys: self.step("seed", oracle.Seeded(keys, {}, 1, 1.0)))
+        monkeypatch.setattr(oracle, "count_loss", lambda *_: self.step("count", self.loss))
         monkeypatch.setattr(recovery, "job", lambda request, name, run_dir: name)
-        monkeypatch.setattr(runner, "run", lambda job, on_event, cancellation: self.step(f"run {job}") or Outcome(0, False, "successful"))
+        monkeypatch.setattr(runner, "run", lambda job, on_event, cancellation: self.step(f"run {job}", Outcome(0, False, "successful")))
         monkeypatch.setattr(recovery, "recover", self.recover)
         monkeypatch.setattr(drill.urllib.request, "urlopen", lambda *_, **__: StringIO(json.dumps({"orders": self.orders})))
         self.recovered: dict[str, Any] = {"result": "recovered"}
 
-    def step(self, name: str) -> None:
+    def step(self, name: str, result: Any = None) -> Any:
         self.done.append(name)
         if name in self.trouble:
             self.trouble[name]()
+        return result
 
     def recover(self, request: recovery.Request, *_: Any) -> dict[str, Any]:
         self.step("recover")

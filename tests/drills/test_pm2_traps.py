@@ -416,7 +416,7 @@ def test_a_crash_loop_stops_what_depends_on_it(pm2: Pm2) -> None:
     result = pm2.start()
     assert result["failed"] and "brain did not start: crash loop" in result["msg"] and time.monotonic() - began < 10
     assert "phase1" not in pm2.starts.read_text()
-    assert {"start:brain": "fail", "start:phase1": "fail"} == {gate["name"]: gate["verdict"] for gate in result["titan_dr"]["gates"]}
+    assert {gate["name"]: gate["verdict"] for gate in result["titan_dr"]["gates"]} == {"start:brain": "fail", "start:phase1": "fail"}
     pm2.mode("brain", "ok")
     assert not pm2.start()["failed"]
 
@@ -457,7 +457,7 @@ def test_services_that_ignore_the_latch_are_fenced_until_they_are_halted(nobody:
     nobody.pm2("ping")
     latched(nobody)
     url = f"http://127.0.0.1:{brain['port']}/"
-    arguments = {
+    arguments: dict[str, Any] = {
         "latch_honoured": False, "timeout": 8,
         "halt_call": {"url": url, "method": "POST", "body": {"enabled": False}, "confirm": {"url": url, "status": [200], "expect": {"trading": [False]}}},
     }

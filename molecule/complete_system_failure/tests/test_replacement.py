@@ -8,17 +8,24 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import testinfra
 import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 STATE = json.loads((Path(os.environ["TITAN_DR_LAB_DIR"]) / "state.json").read_text(encoding="utf-8"))
-TITAN: dict[str, Any] = {}
-for path in sorted((ROOT / "inventories/lab").rglob("group_vars/**/*.yml")):
-    TITAN |= yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-DEFAULTS = yaml.safe_load((ROOT / "roles/titan/defaults/main.yml").read_text(encoding="utf-8"))
-TITAN = DEFAULTS | TITAN
+
+
+def described() -> dict[str, Any]:
+    """What the inventory says about Titan: the defaults of the role titan, overridden by the lab's, templates filled in."""
+    described: dict[str, Any] = {}
+    for path in (ROOT / "roles/titan/defaults/main.yml", *sorted((ROOT / "inventories/lab/group_vars").rglob("*.yml"))):
+        described |= yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return {name: jinja2.Template(value).render(described) if isinstance(value, str) and "lab." not in value else value for name, value in described.items()}
+
+
+TITAN = described()
 SERVICES = [component for component in TITAN["titan_components"] if component["kind"] == "pm2"]
 
 
@@ -54,7 +61,7 @@ def test_redis_holds_the_restored_canary(replacement: testinfra.host.Host) -> No
     # the password goes from the services' own file into the environment, and onto no command line
     program = f"import json; print(json.load(open('{TITAN['titan_home']}/config/secrets.json'))['redisPassword'])"
     ask = "REDISCLI_AUTH=$(python3 -c %s) redis-cli -n %s get %s"
-    reply = replacement.check_output(ask, program, str(TITAN["titan_canary_db"]), TITAN["titan_canary_key"])
+    reply = replacement.check_output(ask, program, str(TITAN["titan_canary"]["db"]), TITAN["titan_canary"]["key"])
     assert json.loads(reply)["seq"] > 0
 
 

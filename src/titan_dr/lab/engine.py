@@ -185,13 +185,12 @@ def choose(engine: Engine, image: str) -> Engine:
             errors.append(f"{runtime}: not installed")
             continue
         attempt = replace(engine, runtime=runtime, ulimits=ulimits)
-        name = f"titan-lab-probe-{os.getpid()}"
-        done = attempt.run(
-            "run", "--rm", "--name", name, "--label", "titan-lab=probe", "--network", "none", "--systemd=always", *ulimits, image, "/bin/true", timeout=60, check=False
-        )
+        options = ("--rm", "--label=titan-lab=probe", "--network=none", "--systemd=always")
+        done = attempt.run("run", *options, *ulimits, image, "/bin/true", check=False)
         if done.returncode == 0:
             return attempt
-        errors.append(f"{runtime or 'default runtime'} {' '.join(ulimits) or 'default limits'}: {done.stderr.splitlines()[-1] if done.stderr else done.returncode}")
+        why = done.stderr.splitlines()[-1] if done.stderr else str(done.returncode)
+        errors.append(f"{runtime or 'default runtime'} {' '.join(ulimits) or 'default limits'}: {why}")
     raise LabError("No container starts on this machine. Tried:\n  " + "\n  ".join(errors) + f"\nNeeded packages: {PACKAGES}")
 
 

@@ -11,7 +11,6 @@ import re
 import secrets
 import shutil
 import signal
-import subprocess
 import tempfile
 import threading
 import time
@@ -148,7 +147,13 @@ def _prepare(engine: Engine, profile: str, run_id: str, made_of: dict[str, str])
         engine={"podman": engine.version, "runtime": engine.runtime, "ulimits": list(engine.ulimits)},
         hosts={},
         ssh={"user": "root", "private_key_file": str(folder / "id_ed25519"), "known_hosts": str(folder / "known_hosts")},
-        s3={"endpoint": "", "bucket": S3_BUCKET, "region": S3_REGION, "access_key": f"LAB{secrets.token_hex(8).upper()}", "secret_key": secrets.token_urlsafe(30)},
+        s3={
+            "endpoint": "",
+            "bucket": S3_BUCKET,
+            "region": S3_REGION,
+            "access_key": f"LAB{secrets.token_hex(8).upper()}",
+            "secret_key": secrets.token_urlsafe(30),
+        },
         sftp={},
         age={"identity": identity, "recipient": recipient},
         redis_password=secrets.token_urlsafe(24),
@@ -230,10 +235,16 @@ def _create(engine: Engine, state: LabState, name: str) -> None:
         "create",
         *("--name", host["name"], "--hostname", name, *_labels(state.run_id)),
         *("--systemd=always", "--cap-add=NET_ADMIN", "--http-proxy=false", "--no-hosts", "--dns=none", *engine.ulimits),
-        *("--network", state.network, "--ip", host["address"], host["image"], "/sbin/init"),
+        *("--network", state.network, "--ip", host["address"], "--mac-address", mac_of(host["address"])),
+        *(host["image"], "/sbin/init"),
     )
     copy_in(engine, host["name"], stage)
     engine.run("start", host["name"])
+
+
+def mac_of(address: str) -> str:
+    """The same for the same address: a host that is made again is not taken for its predecessor's in anyone's ARP cache."""
+    return "02:54:" + ":".join(f"{int(part):02x}" for part in address.split("."))
 
 
 def _stage(engine: Engine, state: LabState, name: str) -> Stage:
@@ -267,11 +278,12 @@ def base_stage(name: str, client_key: str, host_key: Path, addresses: dict[str, 
     stage.file("/etc/ssh/ssh_host_ed25519_key", host_key.read_text(), 0o600)
     stage.file("/etc/ssh/ssh_host_ed25519_key.pub", host_key.with_suffix(".pub").read_text())
     stage.file("/etc/hostname", f"{name}\n")
-    stage.file("/etc/hosts", "".join([*(f"{line}\n" for line in ("127.0.0.1 localhost", "::1 localhost")), *(f"{ip} {other}\n" for other, ip in addresses.items())]))
+    names = {"localhost": "127.0.0.1", **addresses}
+    stage.file("/etc/hosts", "".join(f"{ip} {other}\n" for other, ip in names.items()))
     return stage
 
 
-def _wait_host(engine: Engine, state: LabState, name: str, stop: threading.Event) -> None:
+def _wait_host(engine: Engine, state: LabState, name: str, stop: threading.Event, first: bool = True) -> None:
     host = state.hosts[name]
     wait_for(f"ssh of {name}", BOOT_DEADLINE_S, lambda: ssh_complaint(state, host["address"]), stop)
     if name == "backup":
@@ -279,6 +291,8 @@ def _wait_host(engine: Engine, state: LabState, name: str, stop: threading.Event
     elif name == "exchange":
         wait_for("the exchange simulators", SERVICE_DEADLINE_S, lambda: _http_complaint(f"{state.exchange_control}/state"), stop)
     elif name == "titan":
+        if first:
+            patient.start(engine, host["name"], state.profile)
         wait_for("titan", TITAN_DEADLINE_S, lambda: patient.complaint(engine, host["name"], state.profile), stop, interval=0.4)
 
 
@@ -340,7 +354,8 @@ def check_isolation(name: str, text: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as exc:
         raise LabError(f"The isolation of {name} could not be proven: its probe answered {text[:200]!r}") from exc
     if routes or reached:
-        raise LabError(f"{name} is not isolated: routes {routes or 'none'}, reached {reached or 'nothing'}. The lab must never be able to reach a real exchange")
+        found = f"routes {routes or 'none'}, reached {reached or 'nothing'}"
+        raise LabError(f"{name} is not isolated: {found}. The lab must never be able to reach a real exchange")
     if not failed:
         raise LabError(f"The isolation of {name} could not be proven: its probe tried nothing")
     return {"default_routes": routes, "reached": reached, "failed": failed}
@@ -468,11 +483,12 @@ def start_host(name: str) -> None:
     """Start a host that is stopped; make one that is gone again from its image, at its old address and with its old keys."""
     state = load_state()
     host, engine = state.host(name), engine_of(state)
-    if engine.container_exists(host["name"]):
+    known = engine.container_exists(host["name"])
+    if known:
         engine.run("start", host["name"])
     else:
         _create(engine, state, name)
-    _wait_host(engine, state, name, threading.Event())
+    _wait_host(engine, state, name, threading.Event(), first=not known)
 
 
 # --- status, down -------------------------------------------------------------------------------------------------------
@@ -562,8 +578,8 @@ def _signals(handler: Any, *which: signal.Signals) -> Iterator[None]:
 
 
 def _terminable() -> contextlib.AbstractContextManager[None]:
-    """SIGTERM unwinds like Ctrl-C, so that everything is removed."""
-    return _signals(_on_terminate, signal.SIGTERM)
+    """SIGTERM unwinds like Ctrl-C, so that everything is removed; a caller that has its own way with it keeps it."""
+    return _signals(_on_terminate, *([signal.SIGTERM] if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL else []))
 
 
 def _deaf() -> contextlib.AbstractContextManager[None]:

@@ -70,7 +70,8 @@ After=network.target
 User=seaweedfs
 WorkingDirectory=/var/lib/seaweedfs
 ExecStart={SERVICES_SITE}/bin/weed server -ip=127.0.0.1 -ip.bind=127.0.0.1 -dir=/var/lib/seaweedfs -master.volumeSizeLimitMB=1024 -volume.max=0 \\
-  -filer -s3 -s3.ip.bind=0.0.0.0 -s3.port=8333 -s3.iam=false -s3.config=/etc/seaweedfs/s3.json -s3.port.iceberg=0 -s3.port.lance=0 -master.telemetry=false -master.electionTimeout=1s
+  -filer -s3 -s3.ip.bind=0.0.0.0 -s3.port=8333 -s3.iam=false -s3.config=/etc/seaweedfs/s3.json \\
+  -s3.port.iceberg=0 -s3.port.lance=0 -master.telemetry=false -master.electionTimeout=1s
 Restart=on-failure
 NoNewPrivileges=yes
 
@@ -154,7 +155,8 @@ def build_container(engine: Engine, image: str, *options: str, command: tuple[st
 
 
 def copy_in(engine: Engine, container: str, stage: Stage) -> None:
-    engine.run("cp", "-", f"{container}:/", stdin=stage.tar(), timeout=300)
+    """With the owners that the stage names: by default podman gives everything to the container's root."""
+    engine.run("cp", "--archive=false", "-", f"{container}:/", stdin=stage.tar(), timeout=300)
 
 
 def base(engine: Engine, progress: Progress) -> tuple[str, Engine]:

@@ -24,7 +24,18 @@ from titan_dr.lab.state import Host, LabState, private_file
 from titan_dr.paths import lab_dir, lab_sources, project_root
 
 PROFILES = {"guide": "lab", "variant": "lab_variant"}
-ROLES = ("titan", "provision", "dependencies")
+ROLES = ("titan", "provision", "dependencies", "app_restore")
+NEEDED = (
+    "titan_environment_id",
+    "titan_user",
+    "titan_home",
+    "titan_components",
+    "titan_ecosystem",
+    "titan_redis",
+    "titan_pm2_home",
+    "titan_pm2_prefix",
+    "titan_pm2_unit",
+)
 BUILD_TIMEOUT_S = 1200.0
 
 # Runs in the host: the services listen on its loopback address only.
@@ -32,26 +43,25 @@ HEALTH_PROBE = """
 import json, sys, urllib.error, urllib.request
 bad = []
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-for component in json.load(sys.stdin):
-    health, url = component["health"], "http://127.0.0.1:%s%s" % (component["port"], component["health"]["path"])
+for check in json.load(sys.stdin):
     try:
         try:
-            with opener.open(url, timeout=3) as reply:
+            with opener.open(check["url"], timeout=3) as reply:
                 status, text = reply.status, reply.read()
         except urllib.error.HTTPError as exc:
             status, text = exc.code, exc.read()
         body = json.loads(text)
     except (OSError, ValueError) as exc:
-        bad.append("%s: %s" % (component["name"], exc))
+        bad.append("%s: %s" % (check["name"], exc))
         continue
-    if status not in health.get("status", [200]):
-        bad.append("%s: HTTP %s" % (component["name"], status))
-    for path, wanted in health.get("expect", {}).items():
+    if status not in check.get("status", [200]):
+        bad.append("%s: HTTP %s" % (check["name"], status))
+    for path, wanted in check.get("expect", {}).items():
         value = body
         for part in path.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if value not in wanted:
-            bad.append("%s: %s is %r" % (component["name"], path, value))
+            bad.append("%s: %s is %r" % (check["name"], path, value))
 print(json.dumps(bad))
 """
 
@@ -66,18 +76,30 @@ def inventory_vars(profile: str) -> Path:
 
 
 def titan_vars(profile: str) -> dict[str, Any]:
-    """The nouns of this Titan, as its inventory names them."""
-    path = inventory_vars(profile)
-    try:
-        data = yaml.safe_load(path.read_text())
-    except FileNotFoundError as exc:
-        raise LabError(f"{path} does not exist: the profile {profile} has no inventory") from exc
-    except yaml.YAMLError as exc:
-        raise LabError(f"{path} is not YAML: {exc}") from exc
-    missing = [key for key in ("titan_user", "titan_home", "titan_components", "titan_ecosystem", "titan_redis") if key not in (data or {})]
+    """The nouns of this Titan: the role's defaults, what its inventory says otherwise, and the role's own templates filled in."""
+    merged: dict[str, Any] = {}
+    for path in (project_root() / "roles" / "titan" / "defaults" / "main.yml", inventory_vars(profile)):
+        try:
+            data = yaml.safe_load(path.read_text())
+        except FileNotFoundError as exc:
+            raise LabError(f"{path} does not exist: the profile {profile} cannot be known without it") from exc
+        except yaml.YAMLError as exc:
+            raise LabError(f"{path} is not YAML: {exc}") from exc
+        merged.update(data or {})
+    found = {key: value for key, value in merged.items() if key in (*NEEDED, "titan_probes")}
+    missing = [key for key in NEEDED if not found.get(key)]
     if missing:
-        raise LabError(f"{path} lacks {', '.join(missing)}")
-    return data
+        raise LabError(f"The inventory of profile {profile} lacks {', '.join(missing)}")
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    # twice: a template may name another one
+    for _ in range(2):
+        found = {key: environment.from_string(value).render(found) if isinstance(value, str) else value for key, value in found.items()}
+    return found
+
+
+def without_lab(variables: dict[str, Any]) -> dict[str, Any]:
+    """What does not depend on a running lab: an image is built before there is one."""
+    return {key: value for key, value in variables.items() if "lab." not in json.dumps(value)}
 
 
 def load_builder() -> Any:
@@ -214,11 +236,14 @@ def _play(profile: str, state: LabState, variables: dict[str, str], room: Path, 
         **variables,
     }
     inventory = room / "inventory.json"
+    nouns = room / "titan.json"
+    nouns.write_text(json.dumps(without_lab(yaml.safe_load(inventory_vars(profile).read_text()))))
     inventory.write_text(json.dumps({"all": {"children": {"titan_servers": {"hosts": {"titan": host}}}}}))
     # Not this checkout's ansible.cfg, nor the user's: the image must not depend on who builds it.
-    (room / "ansible.cfg").write_text(f"[defaults]\ncollections_path = {root / 'playbooks' / 'collections'}\nlocal_tmp = {room / 'tmp'}\n[connection]\npipelining = True\n")
+    defaults = f"[defaults]\ncollections_path = {root / 'playbooks' / 'collections'}\nlocal_tmp = {room / 'tmp'}\n"
+    (room / "ansible.cfg").write_text(f"{defaults}[connection]\npipelining = True\n")
     environment = images.clean_environment(ANSIBLE_CONFIG=str(room / "ansible.cfg"), ANSIBLE_NOCOLOR="1")
-    argv = [ansible_playbook(), "-i", str(inventory), "-e", f"@{inventory_vars(profile)}", str(lab_sources() / "hosts" / "production.yml")]
+    argv = [ansible_playbook(), "-i", str(inventory), "-e", f"@{nouns}", str(lab_sources() / "hosts" / "production.yml")]
     with log.open("wb") as output:
         done = run_process(argv, timeout=BUILD_TIMEOUT_S, env=environment, cwd=room, output=output)
     if done.returncode != 0:
@@ -231,7 +256,8 @@ def _play(profile: str, state: LabState, variables: dict[str, str], room: Path, 
 @lru_cache(maxsize=8)
 def owners(engine: Engine, image_name: str) -> dict[str, tuple[int, int]]:
     """Users of an image, by name: files are put in before it runs, when only numbers count."""
-    done = engine.run("run", "--rm", "--label", "titan-lab=probe", "--label", f"titan-lab-dir={lab_dir()}", "--network=none", *engine.ulimits, image_name, "cat", "/etc/passwd")
+    options = ("--rm", "--label=titan-lab=probe", f"--label=titan-lab-dir={lab_dir()}", "--network=none", *engine.ulimits)
+    done = engine.run("run", *options, image_name, "cat", "/etc/passwd")
     return dict(ids_of(done.stdout))
 
 
@@ -258,7 +284,7 @@ def render_configuration(profile: str, titan: dict[str, Any], state: LabState) -
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False)
     environment.filters["to_json"] = json.dumps
     variables = {
-        "environment_id": titan.get("titan_environment_id", "titan-lab"),
+        "environment_id": titan["titan_environment_id"],
         "redis_password": state.redis_password,
         "redis_config_command": state.redis_config_command,
         "exchange_host": "exchange",
@@ -270,12 +296,26 @@ def render_configuration(profile: str, titan: dict[str, Any], state: LabState) -
         raise LabError(f"The configuration of profile {profile} cannot be rendered: {exc}") from exc
 
 
+def start(engine: Engine, container: str, profile: str) -> None:
+    """What an operator does once after the first deployment; later boots bring back what is saved here."""
+    titan = titan_vars(profile)
+    pm2 = f"{titan['titan_pm2_prefix']}/node_modules/pm2/bin/pm2"
+    environment = [f"HOME={titan['titan_home']}", f"PM2_HOME={titan['titan_pm2_home']}", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
+    as_user = ["runuser", "-u", titan["titan_user"], "--", "env", "-i", *environment, "PM2_DISCRETE_MODE=true"]
+    # The daemon is the unit's: a pm2 command would spawn another one where there is none.
+    engine.exec(container, ["systemctl", "start", titan["titan_redis"]["unit"], titan["titan_pm2_unit"]], timeout=90)
+    engine.exec(container, [*as_user, pm2, "start", titan["titan_ecosystem"], "--silent"], timeout=120)
+    engine.exec(container, [*as_user, pm2, "save", "--silent"], timeout=30)
+
+
 def health_checks(titan: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"name": item["name"], "port": item["port"], "health": item["health"]}
+    """What the inventory expects of each required component that listens, and its further probes."""
+    checks = [
+        {**item["health"], "name": item["name"], "url": f"http://127.0.0.1:{item['port']}{item['health']['path']}"}
         for item in titan["titan_components"]
         if item.get("port") and item.get("health") and item.get("required", True)
     ]
+    return [*checks, *(titan.get("titan_probes") or [])] if checks else []
 
 
 def complaint(engine: Engine, container: str, profile: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -24,6 +25,7 @@ class Stage:
         info = tarfile.TarInfo(path.lstrip("/"))
         info.type, info.mode, info.linkname, info.size = kind, mode, target, len(content)
         info.uid, info.gid = owner
+        info.mtime = int(time.time())
         self.entries[path] = (info, content)
 
     def file(self, path: str, content: str | bytes, mode: int = 0o644, owner: tuple[int, int] = (0, 0)) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import ComponentError, parse_component, parse_components, start_levels
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _pm2
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import Component
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._pm2 import App, Finding, Pm2Error, Proc, Process, Sample, Watcher, judge
@@ -121,6 +122,32 @@ def test_proc(root: Path) -> None:
     assert proc.listeners([3000, 3001, 3002, 3003, 3004]) == {3000: {20}, 3002: {21}, 3003: set()}
 
 
+@pytest.mark.parametrize(("owner", "looks"), [(UID, 2), (0, 1)])
+def test_looks_as_the_owner_where_root_may_not(root: Path, monkeypatch: pytest.MonkeyPatch, owner: int, looks: int) -> None:
+    ids: list[tuple[str, int]] = []
+    seen: list[int] = []
+
+    def look() -> str:
+        seen.append(1)
+        if len(seen) == 1:
+            raise PermissionError
+        return "found"
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "getegid", lambda: 0)
+    monkeypatch.setattr(os, "seteuid", lambda number: ids.append(("uid", number)))
+    monkeypatch.setattr(os, "setegid", lambda number: ids.append(("gid", number)))
+    monkeypatch.setattr(os, "stat", lambda path: os.stat_result((0, 0, 0, 0, owner, 7, 0, 0, 0, 0)))
+    if looks == 2:
+        assert Proc(str(root))._as_owner(20, look) == "found"
+        assert ids == [("gid", 7), ("uid", UID), ("uid", 0), ("gid", 0)]
+    else:
+        with pytest.raises(PermissionError):
+            Proc(str(root))._as_owner(20, look)
+        assert ids == []
+    assert len(seen) == looks
+
+
 def tree(*processes: tuple[int, int, int]) -> dict[int, Process]:
     return {pid: Process(pid, ppid, uid, "S", pid) for pid, ppid, uid in processes}
 
@@ -164,6 +191,11 @@ def test_find_daemon(home: Path, root: Path) -> None:
     assert _pm2.find_daemon(str(home), UID, Proc(str(root))).pid == DAEMON
 
 
+def make_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -171,7 +203,7 @@ def test_find_daemon(home: Path, root: Path) -> None:
         (lambda home, root: (home / "pm2.pid").write_text(""), "no PM2 daemon"),
         (lambda home, root: (home / "pm2.pid").write_text("99"), "not alive"),
         (lambda home, root: ((home / "pm2.pid").unlink(), (home / "pm2.pid").symlink_to(root / "uptime")), "no PM2 daemon"),
-        (lambda home, root: ((home / "pm2.pid").unlink(), os.mkfifo(home / "pm2.pid")), "not a file"),
+        (lambda home, root: make_fifo(home / "pm2.pid"), "not a file"),
         (lambda home, root: (root / f"{DAEMON}/cmdline").write_text("vim PM2 v7: God Daemon"), "something else"),
         (lambda home, root: (root / f"{DAEMON}/environ").write_text("PM2_HOME=/root/.pm2\0"), "has PM2_HOME /root/.pm2"),
         (lambda home, root: (root / f"{DAEMON}/environ").write_text(""), "has PM2_HOME None"),

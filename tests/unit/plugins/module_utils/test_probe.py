@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._probe import (
     MAX_BODY,
     NoAnswer,

@@ -48,6 +48,10 @@ def test_trading_halted_again_takes_the_resume_back() -> None:
     assert (report["trading"], report["rto"]["actual_s"], report["rto"]["met"]) == ("halted", 95, False)
 
 
+def test_a_recovery_that_leaves_trading_halted_is_none() -> None:
+    assert Rows().gate(1, "g", "pass").task(2, "failed").task(3, trading="halted").end(4)["result"] == "failed"
+
+
 def test_no_gate_proves_nothing() -> None:
     assert Rows().task(1).end(2)["result"] == "failed"
     assert Rows(kind="check").task(1).end(2)["result"] == "recovered"
@@ -104,6 +108,7 @@ def test_cut_off_cancelled_aborted() -> None:
 def test_objectives() -> None:
     assert Rows().gate(1, "g", "pass").end(90.4)["rto"]["met"] is False
     assert Rows().gate(1, "g", "pass").end(61)["rto"]["met"] is True
+    assert Rows().gate(1, "g", "fail").end(61)["rto"]["met"] is None
     assert Rows(rto_s=None).gate(1, "g", "pass").end(61)["rto"]["met"] is None
     assert Rows().gate(1, "g", "pass").end(1)["rpo"]["met"] is None
     assert Rows().task(1, rpo={"actual_s": 31}).end(1)["rpo"]["met"] is False
