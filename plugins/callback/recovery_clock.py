@@ -214,7 +214,7 @@ class CallbackModule(CallbackBase):
         self.play_phase = str(phase) if phase else None
 
     def _phase_of(self, task: Any) -> str | None:
-        """The role the task belongs to; a role without a budget counts for the role that called it, or for the play."""
+        """The role the task belongs to; a role without a budget counts for the role that called it, or for the play, or not at all."""
         roles = []
         node = task
         while node is not None:
@@ -224,7 +224,7 @@ class CallbackModule(CallbackBase):
             node = getattr(node, "_parent", None)
         budgets = self.objectives.get("phases") or {}
         known = next((role for role in roles if role in budgets), None)
-        return known or self.play_phase or (roles[0] if roles else None)
+        return known or self.play_phase or (roles[0] if roles and not budgets else None)
 
     @_quiet
     def v2_runner_on_start(self, host: Any, task: Any) -> None:

@@ -17,6 +17,13 @@ class DebianError(Exception):
     """A package that is needed is neither installed nor in the bundle."""
 
 
+def system() -> dict[str, str]:
+    """What packages depend on: distribution, release and architecture of this machine (os-release(5))."""
+    with open("/etc/os-release", encoding="utf-8") as handle:
+        fields = dict(line.rstrip().split("=", 1) for line in handle if "=" in line)
+    return {"os": fields.get("ID", "").strip('"'), "release": fields.get("VERSION_ID", "").strip('"'), "architecture": os.uname().machine}
+
+
 def parse_stanzas(text: str) -> Stanzas:
     """Stanzas by package name; continuation lines are kept with their field."""
     found = {}
@@ -40,8 +47,8 @@ def render(stanzas: Stanzas) -> str:
 
 
 def is_installed(stanzas: Stanzas, name: str) -> bool:
-    """Installed and configured."""
-    return stanzas.get(name, {}).get("Status", "") == "install ok installed"
+    """Installed and configured, on hold or not."""
+    return stanzas.get(name, {}).get("Status", "") in ("install ok installed", "hold ok installed")
 
 
 def depends(fields: dict[str, str]) -> list[list[str]]:

@@ -37,7 +37,7 @@ SOURCE_SPEC: dict[str, t.Any] = {
     "host": {"type": "str"},
     "port": {"type": "int", "default": 22},
     "user": {"type": "str"},
-    "host_key": {"type": "str"},
+    "host_key": {"type": "str", "no_log": False},
     "private_key": {"type": "str", "no_log": True},
 }
 OBJECT_SPEC: dict[str, t.Any] = {
@@ -77,7 +77,7 @@ def tool(name: str) -> str:
 
 def first_good(candidates: list[dict[str, t.Any]], attempt: t.Callable[[dict[str, t.Any], dict[str, t.Any]], T]) -> tuple[dict[str, t.Any], str, T, list[str]]:
     """Try every source of the newest candidate, then of the next: (candidate, store, what attempt returned, why the others failed)."""
-    rejected = []
+    rejected: list[str] = []
     for candidate in candidates:
         for source in candidate["sources"]:
             try:
@@ -115,18 +115,18 @@ def pump(stream: t.BinaryIO, commands: list[list[str]], target: t.BinaryIO | Non
     previous: t.Any = subprocess.PIPE
     for number, argv in enumerate(commands):
         last = number == len(commands) - 1
-        errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed below, after the process has ended)
+        said = tempfile.TemporaryFile()  # noqa: SIM115 (closed below, after the process has ended)
         process = subprocess.Popen(
             argv,
             stdin=previous,
             stdout=subprocess.PIPE if not last else (target if target is not None else subprocess.DEVNULL),
-            stderr=errors,
+            stderr=said,
             pass_fds=tuple(pass_fds),
         )
         if previous is not subprocess.PIPE:
             previous.close()
         previous = process.stdout
-        processes.append((argv, process, errors))
+        processes.append((argv, process, said))
     expired = threading.Event()
 
     def expire() -> None:
@@ -199,6 +199,19 @@ def _open(source: dict[str, t.Any], deadline: float) -> t.Iterator[t.BinaryIO]:
         raise FetchError(f"the store cannot be reached: {exc.reason}") from exc
     except (OSError, http.client.HTTPException) as exc:
         raise FetchError(f"reading failed: {exc}") from exc
+
+
+@contextlib.contextmanager
+def command_output(argv: list[str]) -> t.Iterator[t.BinaryIO]:
+    """What a command prints, as a stream; FetchError unless it ended well."""
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors)
+        with t.cast("t.BinaryIO", process.stdout) as stream:
+            yield stream
+        code = process.wait()
+        errors.seek(0)
+        if code:
+            raise FetchError(f"{os.path.basename(argv[0])} ended with {code}: {errors.read(300).decode('utf-8', 'replace').strip()}")
 
 
 @contextlib.contextmanager

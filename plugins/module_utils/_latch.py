@@ -52,8 +52,10 @@ def fasten(path: str, reason: str, run_id: str, now: float) -> tuple[dict[str, t
     os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     counter = path + ".generation"
     generation = 1
-    with contextlib.suppress(FileNotFoundError, ValueError), open(counter, encoding="ascii") as handle:
-        generation = int(handle.read()) + 1
+    with contextlib.suppress(FileNotFoundError), open(counter, "rb") as handle:
+        text = handle.read().strip()
+        # A counter that cannot be read must not start again at 1; no count of halts gets as far as the clock.
+        generation = int(text) + 1 if text.isdigit() else int(now)
     # The counter first: a generation that was ever on a latch is never used again.
     _write(counter, f"{generation}\n")
     latch = {"generation": generation, "reason": reason, "run_id": run_id, "since": now}

@@ -59,7 +59,8 @@ def load(dump: str, directory: str, databases: int, canary: dict[str, t.Any] | N
             "daemonize no",
         ]
     )
-    process = subprocess.Popen([server, "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, user=user, group=user, extra_groups=[])
+    nothing = subprocess.DEVNULL
+    process = subprocess.Popen([server, "-"], stdin=subprocess.PIPE, stdout=nothing, stderr=nothing, user=user, group=user, extra_groups=[])
     try:
         with t.cast("t.IO[bytes]", process.stdin) as stdin:
             stdin.write(config.encode())

@@ -61,8 +61,11 @@ def read_s3(store: dict[str, t.Any], environment_id: str, at_most: int) -> Manif
     try:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=store["bucket"], Prefix=prefix, Delimiter="/")
         ids = sorted(entry["Prefix"][len(prefix) :].strip("/") for page in pages for entry in page.get("CommonPrefixes", []))
-        found = {}
-        for point_id in ids[-at_most:]:
+        found: Manifests = {}
+        # However many uploads broke off lately, the restore points behind them count.
+        for point_id in reversed(ids):
+            if len(found) == at_most:
+                break
             try:
                 found[point_id] = client.get_object(Bucket=store["bucket"], Key=f"{prefix}{point_id}/manifest.json")["Body"].read()
             except client.exceptions.NoSuchKey:
@@ -79,10 +82,12 @@ def read_sftp(store: dict[str, t.Any], environment_id: str, at_most: int) -> Man
     try:
         with _fetch.sftp_session(store) as argv, tempfile.TemporaryDirectory() as folder:
             ids = sorted(line.strip().rsplit("/", 1)[-1] for line in _fetch.sftp(argv, f'ls -1 "{prefix}"\n', deadline).splitlines() if line.strip())
-            batch = "".join(f'-get "{prefix}/{point_id}/manifest.json" "{folder}/{point_id}"\n' for point_id in ids[-at_most:])
-            _fetch.sftp(argv, batch, deadline)
+            while ids and len(os.listdir(folder)) < at_most:
+                batch = "".join(f'-get "{prefix}/{point_id}/manifest.json" "{folder}/{point_id}"\n' for point_id in ids[-at_most:])
+                _fetch.sftp(argv, batch, deadline)
+                del ids[-at_most:]
             found = {}
-            for point_id in sorted(os.listdir(folder)):
+            for point_id in sorted(os.listdir(folder))[-at_most:]:
                 with open(os.path.join(folder, point_id), "rb") as handle:
                     found[point_id] = handle.read()
             return found
@@ -121,7 +126,7 @@ def open_seal(manifest: dict[str, t.Any], identity: str) -> None:
         enclosed = pyrage.decrypt(manifest["seal"].encode(), [key])
     except Exception as exc:
         raise StoreError(f"the age identity does not open it: {exc}") from exc
-    if enclosed.decode() != _restore_point.canonical_digest(manifest):
+    if enclosed != _restore_point.canonical_digest(manifest).encode():
         raise StoreError("its seal does not fit its content: the manifest was altered")
 
 

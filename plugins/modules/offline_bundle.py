@@ -89,6 +89,7 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _debian, _fetch
 
 BUNDLE_DIR = os.path.join(_fetch.STATE_DIR, "bundle")
@@ -158,7 +159,7 @@ def unpack(params: dict[str, t.Any], deadline: float) -> tuple[str, list[str]]:
         if not os.path.isdir(os.path.join(stage, "debs")) or not os.path.isdir(os.path.join(stage, "pm2")):
             raise _fetch.FetchError("the bundle holds no debs and no pm2")
 
-    candidate, dummy, dummy, rejected = _fetch.first_good(params["candidates"], attempt)
+    candidate, dummy, nothing, rejected = _fetch.first_good(params["candidates"], attempt)
     if not os.path.exists(params["pm2_prefix"]):
         os.makedirs(os.path.dirname(params["pm2_prefix"]), exist_ok=True)
         shutil.move(os.path.join(stage, "pm2"), params["pm2_prefix"])

@@ -84,7 +84,8 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch
+
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _debian, _fetch
 
 # The dump twice (as fetched and as live data) and room to rewrite the AOF; packages and releases beside it.
 DISK_FACTOR = 3
@@ -104,8 +105,8 @@ class Preflight:
 
     def system(self) -> None:
         server = self.params["restore_point"]["details"].get("server", {})
-        here = platform_facts()
-        differs = [f"{key} is {here[key]}, the restore point is of {server[key]}" for key in ("os", "release", "architecture") if key in server and server[key] != here[key]]
+        here = _debian.system()
+        differs = [f"{key} is {here[key]}, the restore point is of {server[key]}" for key in here if key in server and server[key] != here[key]]
         self.gate("operating_system", not differs, "; ".join(differs) or f"{here['os']} {here['release']} {here['architecture']}")
         self.gate("python", sys.version_info >= (3, 11), f"Python {sys.version.split()[0]}, 3.11 is needed")
         self.gate("root", os.geteuid() == 0, f"user id {os.geteuid()}")
@@ -152,13 +153,6 @@ class Preflight:
             self.gate("no_package_registry", not reached if hosts else None, evidence)
         else:
             self.notes.append(f"package registries: {evidence}; a recovery uses none")
-
-
-def platform_facts() -> dict[str, str]:
-    """What packages depend on; recorded in the manifest in the same shape."""
-    with open("/etc/os-release", encoding="utf-8") as handle:
-        release = dict(line.rstrip().split("=", 1) for line in handle if "=" in line)
-    return {"os": release.get("ID", "").strip('"'), "release": release.get("VERSION_ID", "").strip('"'), "architecture": os.uname().machine}
 
 
 def read_json(path: str) -> dict[str, t.Any]:

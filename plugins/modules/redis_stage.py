@@ -106,6 +106,7 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch, _scratch
 
 DUMP = "base.rdb"
@@ -218,7 +219,7 @@ def running(pid: int) -> bool:
 def proven_before(directory: str, job: str) -> bool:
     """This run made the stage already, or is making it."""
     found = read(job)
-    return os.path.isdir(directory) and "stage" in found or running(int(found.get("pid", 0)))
+    return (os.path.isdir(directory) and "stage" in found) or running(int(found.get("pid", 0)))
 
 
 def in_background(function: t.Callable[[], None], job: str, timeout: float) -> None:
@@ -233,11 +234,11 @@ def in_background(function: t.Callable[[], None], job: str, timeout: float) -> N
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(nothing, number)
-    write(job, {"pid": os.getpid()})
-    # The default action of the alarm ends the process; its children end with the pipes they are fed from.
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(max(1, int(timeout) + 5))
     try:
+        write(job, {"pid": os.getpid()})
+        # The default action of the alarm ends the process; its children end with the pipes they are fed from.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(max(1, int(timeout) + 5))
         function()
     finally:
         os._exit(0)

@@ -97,6 +97,7 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _redis, _restore_point
 
 DUMP = "base.rdb"
@@ -126,8 +127,10 @@ def build(stage: str, conf: _redis.RedisConf, user: str) -> str:
     live = os.path.join(stage, "live")
     place, manifest = layout(conf)
     target = os.path.join(live, place)
-    os.makedirs(os.path.dirname(target), mode=0o750, exist_ok=True)
     dump = os.path.join(stage, DUMP)
+    if not os.path.exists(dump) and not os.path.exists(target):
+        raise SwapError(f"{stage} holds no dump: Redis would start empty")
+    os.makedirs(os.path.dirname(target), mode=0o750, exist_ok=True)
     if os.path.exists(dump):
         os.rename(dump, target)
     if manifest:
@@ -154,7 +157,8 @@ def check_live(conf: _redis.RedisConf, expected: dict[str, t.Any], deadline: flo
     client = _redis.wait_ready(conf.address, conf.password, deadline, alive)
     found = _redis.keyspace(client)
     problems = _restore_point.compare_keyspace(expected["keyspace"], found)
-    gates = [_gate("redis_keys", not problems, "; ".join(problems) or f"{_restore_point.total_keys(found)} keys in {', '.join(sorted(found)) or 'no database'}")]
+    counted = f"{_restore_point.total_keys(found)} keys in {', '.join(sorted(found)) or 'no database'}"
+    gates = [_gate("redis_keys", not problems, "; ".join(problems) or counted)]
     if expected["canary"]:
         canary = _redis.canary(client, expected["canary"]["key"], expected["canary"]["db"])
         seen = canary["seq"] if canary else None
@@ -179,6 +183,10 @@ def _gate(name: str, good: bool, evidence: str) -> dict[str, str]:
 def swap(params: dict[str, t.Any], conf: _redis.RedisConf, timings: dict[str, float]) -> tuple[str, list[dict[str, str]]]:
     deadline = time.time() + params["timeout"]
     data_dir, unit = params["data_dir"].rstrip("/"), params["unit"]
+    kept = f"{data_dir}.before-{params['run_id']}"
+    # Asked before Redis is stopped. Without a data directory an earlier swap of this run broke off between its two renames, and goes on.
+    if os.path.exists(data_dir) and os.path.exists(kept):
+        raise SwapError(f"{kept} exists already: data kept by an earlier swap of this run is not overwritten")
     live = build(params["stage"], conf, params["user"])
     size = sum(os.path.getsize(os.path.join(folder, name)) for folder, dummy, files in os.walk(live) for name in files)
     drop_in = f"/etc/systemd/system/{unit}.service.d/titan-dr.conf"
@@ -187,9 +195,6 @@ def swap(params: dict[str, t.Any], conf: _redis.RedisConf, timings: dict[str, fl
         handle.write(f"# Loading takes longer than the default allows.\n[Service]\nTimeoutStartSec={start_timeout(size)}\n")
     systemctl("daemon-reload", deadline=deadline)
     systemctl("stop", unit, deadline=deadline)
-    kept = f"{data_dir}.before-{params['run_id']}"
-    if os.path.exists(kept):
-        raise SwapError(f"{kept} exists already: data kept by an earlier swap of this run is not overwritten")
     if os.path.exists(data_dir):
         os.rename(data_dir, kept)
     os.rename(live, data_dir)

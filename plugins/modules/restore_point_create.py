@@ -125,6 +125,7 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _debian, _fetch, _redis, _restore_point, _scratch
 
 DEBS_DIR = os.path.join(_fetch.STATE_DIR, "bundle", "debs")
@@ -215,15 +216,9 @@ class Packer:
         argv = [_fetch.tool("tar"), "--create", "--numeric-owner" if kind == "bundle" else "--sort=name", *flags]
         for folder, names in roots:
             argv += ["--directory", folder, *names]
-        with tempfile.TemporaryFile() as errors:
-            process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors)
-            with t.cast("t.BinaryIO", process.stdout) as stream:
-                self.pack(kind, key, stream, commands, details)
-            code = process.wait()
-            errors.seek(0)
-            # 1: a file changed while it was read; the release and the configuration must not change under us.
-            if code:
-                raise BackupError(f"tar of {kind} ended with {code}: {errors.read(300).decode('utf-8', 'replace')}")
+        # tar fails when a file changes while it is read: the release and the configuration must not change under us.
+        with _fetch.command_output(argv) as stream:
+            self.pack(kind, key, stream, commands, details)
 
 
 def redis(packer: Packer, params: dict[str, t.Any]) -> tuple[float, dict[str, t.Any]]:
@@ -307,7 +302,8 @@ def bundle(packer: Packer, params: dict[str, t.Any]) -> None:
     if not packer.known("bundle", key):
         parent, base = os.path.split(params["pm2_prefix"])
         roots = [(os.path.dirname(DEBS_DIR), ["debs"]), (parent, [base])]
-        packer.tar("bundle", key, roots, [packer.age()], {"packages": len(names), "pm2": pm2}, "--exclude=partial", "--exclude=lock", f"--transform=s,^{base},pm2,S")
+        flags = ("--exclude=partial", "--exclude=lock", f"--transform=s,^{base},pm2,S")
+        packer.tar("bundle", key, roots, [packer.age()], {"packages": len(names), "pm2": pm2}, *flags)
     tools = [shutil.which(name, path="/usr/bin:/usr/local/bin") for name in BOOTSTRAP_TOOLS]
     missing = [name for name, path in zip(BOOTSTRAP_TOOLS, tools, strict=True) if not path]
     if missing:
@@ -329,18 +325,12 @@ def application(packer: Packer, params: dict[str, t.Any]) -> None:
         packer.tar("app", key, [("/", [release.lstrip("/")])], commands, {"release": os.path.basename(release), "path": release})
 
 
-def server_facts() -> dict[str, str]:
-    with open("/etc/os-release", encoding="utf-8") as handle:
-        release = dict(line.rstrip().split("=", 1) for line in handle if "=" in line)
-    return {"os": release.get("ID", "").strip('"'), "release": release.get("VERSION_ID", "").strip('"'), "architecture": os.uname().machine, "host": os.uname().nodename}
-
-
 def seal(packer: Packer, manifest: dict[str, t.Any]) -> str:
     return run([*packer.age(), "--armor"], packer.deadline, input=_restore_point.canonical_digest(manifest))
 
 
 def create(params: dict[str, t.Any], timings: dict[str, float]) -> tuple[dict[str, t.Any], list[dict[str, t.Any]]]:
-    now = datetime.datetime.now(tz=datetime.timezone.utc)
+    now = datetime.datetime.now(tz=datetime.UTC)
     point_id = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     packer = Packer(params, point_id, time.time() + params["timeout"])
     try:
@@ -355,7 +345,7 @@ def create(params: dict[str, t.Any], timings: dict[str, float]) -> tuple[dict[st
         application(packer, params)
         bundle(packer, params)
         timings["files"] = round(time.monotonic() - started, 2)
-        server = server_facts()
+        server = {**_debian.system(), "host": os.uname().nodename}
         versions = {name: fields["Version"] for name, fields in _installed().items() if name in ("redis-server", "nodejs", "age", "zstd")}
         manifest: dict[str, t.Any] = {
             "format": _restore_point.FORMAT,

@@ -121,6 +121,7 @@ import datetime
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _stores
 
 STORE: dict[str, t.Any] = {
@@ -176,9 +177,10 @@ def main() -> t.NoReturn:
     if not plan["redis"]:
         if locked:
             refuse(f"titan_age_identity opens no restore point: {locked[0]}", notes)
-        refuse(f"There is no usable restore point of environment {params['environment_id']} in {', '.join(good)}: {'; '.join(notes) or 'they are empty'}", notes)
+        reasons = "; ".join(notes) or "they are empty"
+        refuse(f"There is no usable restore point of environment {params['environment_id']} in {', '.join(good)}: {reasons}", notes)
     newest = plan["redis"][0]
-    taken = datetime.datetime.fromtimestamp(newest["taken_at"], tz=datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    taken = datetime.datetime.fromtimestamp(newest["taken_at"], tz=datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     evidence = f"{len(plan['redis'])} usable, newest {newest['id']} of {taken} in {', '.join(newest['stores'])}; its seal opens"
     module.exit_json(changed=False, plan=plan, titan_dr={"gates": [{"name": "restore_points", "verdict": "pass", "evidence": evidence}], "notes": notes})
 

@@ -59,6 +59,7 @@ import urllib.error
 import urllib.request
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch
 
 
@@ -93,7 +94,8 @@ def put_sftp(entry: dict[str, t.Any], target: dict[str, t.Any], deadline: float)
         parts = os.path.dirname(target["path"]).split("/")
         folders = [folder for folder in ("/".join(parts[: count + 1]) for count in range(len(parts))) if folder]
         batch = "".join(f'-mkdir "{folder}"\n' for folder in folders)
-        batch += f'put "{entry["path"]}" "{target["path"]}.new"\n-rm "{target["path"]}"\nrename "{target["path"]}.new" "{target["path"]}"\nls -ln "{target["path"]}"\n'
+        path = target["path"]
+        batch += f'put "{entry["path"]}" "{path}.new"\n-rm "{path}"\nrename "{path}.new" "{path}"\nls -ln "{path}"\n'
         if listed_size(_fetch.sftp(argv, batch, deadline)) != size:
             raise _fetch.FetchError(f"{entry['key']} arrived with another size")
     return True

@@ -93,6 +93,7 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch
 
 OWNER = os.path.join(_fetch.STATE_DIR, "owner.json")
@@ -159,8 +160,8 @@ class Baseline:
         def attempt(candidate: dict[str, t.Any], source: dict[str, t.Any]) -> None:
             _fetch.fetch(candidate["object"], source, "", sink, deadline)
 
-        dummy, dummy, dummy, rejected = _fetch.first_good(self.params["candidates"], attempt)
-        self.notes += [f"passed over: {reason}" for reason in rejected]
+        tried = _fetch.first_good(self.params["candidates"], attempt)
+        self.notes += [f"passed over: {reason}" for reason in tried[3]]
 
     def all(self) -> None:
         params = self.params

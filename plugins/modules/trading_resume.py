@@ -71,6 +71,7 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _latch, _probe
 
 

@@ -77,14 +77,17 @@ titan_dr:
 """
 
 import contextlib
+import errno
 import filecmp
 import json
 import os
 import shutil
+import subprocess
 import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch
 
 
@@ -133,6 +136,18 @@ def same(one: str, other: str) -> bool:
     return filecmp.cmp(one, other, shallow=False)
 
 
+def move(staged: str, fresh: str) -> None:
+    """Rename, or copy with owners and modes onto another file system."""
+    try:
+        os.rename(staged, fresh)
+    except OSError as exc:
+        if exc.errno != errno.EXDEV:
+            raise
+        done = subprocess.run(["cp", "--archive", "--no-target-directory", staged, fresh], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise TreeError(f"{fresh} cannot be written: {done.stderr.strip()}") from exc
+
+
 def swap(staged: str, path: str, run_id: str) -> str:
     """Put `staged` where `path` is, by renames beside it; returns where the old one lies, empty if there was none or it was the same."""
     if same(staged, path):
@@ -144,7 +159,7 @@ def swap(staged: str, path: str, run_id: str) -> str:
         raise TreeError(f"{kept} exists already: what an earlier step kept is not overwritten")
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(fresh) if os.path.isdir(fresh) else os.unlink(fresh)
-    shutil.move(staged, fresh)
+    move(staged, fresh)
     old = os.path.lexists(path)
     if old:
         os.rename(path, kept)
@@ -178,6 +193,7 @@ def main() -> t.NoReturn:
         supports_check_mode=True,
     )
     params = module.params
+    params["paths"] = [os.path.normpath(path) for path in params["paths"]]
     if module.check_mode:
         point_id = params["candidates"][0]["id"] if params["candidates"] else "none"
         note = f"would restore {', '.join(params['paths'])} from restore point {point_id}"

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 import pyrage
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _redis
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _redis, _restore_point
 
 CANARY = {"key": "titan:dr:canary", "db": 1}
 
@@ -199,3 +200,63 @@ def key() -> Key:
 @pytest.fixture(scope="session")
 def other_key() -> Key:
     return Key()
+
+
+def _manifest(key: Key, seconds: int = 0, environment_id: str = "lab", **redis: Any) -> dict[str, Any]:
+    """A sealed manifest of a restore point taken so many seconds after the first one."""
+    point_id = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(1767225600 + seconds)) + "-abcdef"
+    objects = {
+        kind: {"key": f"objects/{kind}.tar.age", "size": 1, "sha256": hashlib.sha256(kind.encode()).hexdigest(), "sealed": True, "details": {"kind": kind}}
+        for kind in _restore_point.KINDS
+    }
+    objects["redis"]["key"] = f"points/{point_id}/redis.rdb.zst.age"
+    manifest: dict[str, Any] = {
+        "format": 1, "id": point_id, "environment_id": environment_id, "taken_at": 1767225600.0 + seconds, "objects": objects, "server": {},
+        "redis": {"version": "7.0.15", "databases": 16, "keyspace": {}, "expired": 0, "size": 1, **redis},
+    }
+    return reseal(manifest, key)
+
+
+def reseal(manifest: dict[str, Any], key: Key) -> dict[str, Any]:
+    done = subprocess.run(
+        ["age", "--encrypt", "--armor", "--recipient", key.recipient], input=_restore_point.canonical_digest(manifest), capture_output=True, text=True, check=True
+    )
+    return {**manifest, "seal": done.stdout}
+
+
+@pytest.fixture
+def sealed_manifest() -> Callable[..., dict[str, Any]]:
+    return _manifest
+
+
+class Bucket:
+    """As much of an S3 service as listing, reading, writing and asking for the size takes."""
+
+    def __init__(self, web: Callable[..., Web]) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.service = web(self.answer)
+        self.store = {
+            "name": "cloud", "kind": "s3", "endpoint": self.service.url, "region": "us-east-1", "bucket": "backups", "prefix": "titan/",
+            "access_key": "ACCESS", "secret_key": "STORE-SECRET-KEY",
+        }
+
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        parts = urllib.parse.urlsplit(path)
+        name = urllib.parse.unquote(parts.path).removeprefix("/backups").lstrip("/")
+        query = urllib.parse.parse_qs(parts.query)
+        if method == "PUT":
+            self.objects[name] = body
+            return 200, {}, b""
+        if "list-type" in query:
+            prefix = query["prefix"][0]
+            folders = sorted({prefix + item[len(prefix) :].split("/")[0] + "/" for item in self.objects if item.startswith(prefix)})
+            found = "".join(f"<CommonPrefixes><Prefix>{folder}</Prefix></CommonPrefixes>" for folder in folders)
+            return 200, {}, f'<?xml version="1.0"?><ListBucketResult><IsTruncated>false</IsTruncated>{found}</ListBucketResult>'.encode()
+        if name not in self.objects:
+            return 404, {}, b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>'
+        return 200, {}, self.objects[name]
+
+
+@pytest.fixture
+def bucket(web: Callable[..., Web]) -> Bucket:
+    return Bucket(web)

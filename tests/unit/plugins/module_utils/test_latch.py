@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _latch
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "halt"
+
+
+def fasten(path: Path) -> int:
+    latch, fresh = _latch.fasten(str(path), "why", "run", 1000.0)
+    assert fresh
+    return int(latch["generation"])
+
+
+def test_fasten_and_read(path: Path) -> None:
+    assert _latch.read(str(path)) is None
+    assert fasten(path) == 1
+    assert _latch.read(str(path)) == json.loads(path.read_text()) == {"generation": 1, "reason": "why", "run_id": "run", "since": 1000.0}
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert {item.name for item in path.parent.iterdir()} == {"halt", "halt.generation"}
+
+
+def test_fastening_again_keeps_the_first(path: Path) -> None:
+    fasten(path)
+    latch, fresh = _latch.fasten(str(path), "other", "other-run", 2000.0)
+    assert not fresh and latch["generation"] == 1 and latch["run_id"] == "run"
+
+
+def test_the_generation_only_grows(path: Path) -> None:
+    for generation in (1, 2, 3):
+        assert fasten(path) == generation
+        assert _latch.release(str(path), generation)
+    path.with_name("halt.generation").write_text("41\n")
+    assert fasten(path) == 42
+
+
+@pytest.mark.parametrize("garbage", [b"", b"x", b"\xff\xfe", b"-5"])
+def test_a_counter_that_cannot_be_read_does_not_start_again(path: Path, garbage: bytes) -> None:
+    assert fasten(path) == 1
+    _latch.release(str(path), 1)
+    path.with_name("halt.generation").write_bytes(garbage)
+    assert fasten(path) == 1000, "the clock is above any count"
+    _latch.release(str(path), 1000)
+    assert fasten(path) == 1001
+
+
+def test_an_old_generation_releases_nothing(path: Path) -> None:
+    fasten(path)
+    _latch.release(str(path), 1)
+    fasten(path)
+    for generation in (1, 3, 0):
+        with pytest.raises(_latch.LatchError, match="generation 2"):
+            _latch.release(str(path), generation)
+    assert path.exists()
+
+
+def test_releasing_nothing(path: Path) -> None:
+    assert _latch.release(str(path), 1) is False
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b'{"generation": "1"}', b"\xff", b"7"])
+def test_an_unreadable_latch_is_a_latch(path: Path, text: bytes) -> None:
+    path.parent.mkdir()
+    path.write_bytes(text)
+    found = _latch.read(str(path))
+    assert found and found["generation"] == 0
+    assert _latch.fasten(str(path), "why", "run", 1.0) == (found, False)
+    with pytest.raises(_latch.LatchError):
+        _latch.release(str(path), 1)
+    assert path.read_bytes() == text
+
+
+def test_a_latch_that_may_not_be_read_is_not_none(path: Path) -> None:
+    path.mkdir(parents=True)
+    with pytest.raises(OSError):
+        _latch.read(str(path))
