@@ -391,6 +391,10 @@ class Starter:
                 self.set_aside.append(f"{path}.set-aside")
         self.outcome.changed = True
         if settings.unit:
+            # Enabled for the next boot; this also makes systemd read a unit that was just restored.
+            code, _out = self.command(["systemctl", "enable", "--quiet", settings.unit], "", 10.0)
+            if code != 0:
+                raise StartError(f"{settings.unit} cannot be enabled (return code {code}): it is part of the configuration and must have been restored")
             # restart, not start: what a dead daemon left behind in the unit's cgroup ends with it.
             self.command(["systemctl", "reset-failed", settings.unit], "", 10.0)
             code, _out = self.command(["systemctl", "restart", settings.unit], "", self._in_time("starting the PM2 daemon"))

@@ -244,6 +244,10 @@ def argument_spec() -> Mapping[str, Any]:
     }
 
 
+class NotThereYet(ValueError):
+    """What the steps before this one install; in check mode they install nothing."""
+
+
 def prepare(module: AnsibleModule) -> Starter:
     """Check the parameters and put the starter together. Raises ValueError with what is wrong."""
     params = module.params
@@ -261,12 +265,12 @@ def prepare(module: AnsibleModule) -> Starter:
     try:
         account = pwd.getpwnam(params["user"])
     except KeyError:
-        raise ValueError(f"user: there is no user {params['user']} on this host") from None
+        raise NotThereYet(f"user: there is no user {params['user']} on this host") from None
     environment = {str(key): str(value) for key, value in params["environment"].items()}
     cli = Pm2Cli(params["pm2_prefix"], params["pm2_home"], account, environment)
     for what, path in (("pm2_prefix", cli.executable), ("ecosystem", params["ecosystem"])):
         if not os.path.isfile(path):
-            raise ValueError(f"{what}: there is no {path}")
+            raise NotThereYet(f"{what}: there is no {path}")
     settings = Settings(
         home=params["pm2_home"],
         ecosystem=params["ecosystem"],
@@ -293,6 +297,12 @@ def main() -> None:
     )
     try:
         starter = prepare(module)
+    except NotThereYet as error:
+        if not module.check_mode:
+            module.fail_json(msg=str(error))
+        names = [component["name"] for component in module.params["components"] if component["kind"] == "pm2"]
+        note = f"would start {', '.join(names)} ({error})"
+        module.exit_json(changed=True, components=[], fence="none", notes=[note], saved=False, started=[], titan_dr={"notes": [note]})
     except (ComponentError, ProbeSpecError, ValueError) as error:
         module.fail_json(msg=str(error))
     try:

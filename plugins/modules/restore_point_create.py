@@ -148,13 +148,18 @@ def run(argv: list[str], deadline: float, **options: t.Any) -> str:
     return done.stdout
 
 
-def save_redis(client: _redis.Redis, deadline: float) -> float:
+def save_redis(client: _redis.Redis, deadline: float, bgsave: str = "BGSAVE") -> float:
     """Have Redis save and prove that the save on disk is this one; returns a time before which every acknowledged write is in it."""
-    while int(client.call("LASTSAVE")) >= int(time.time()):
-        time.sleep(0.1)  # LASTSAVE counts whole seconds: a save of this very second could not be told from ours
+    if not bgsave:
+        raise BackupError("the configuration of Redis disables BGSAVE")
+    # A save that runs already began before this moment, and LASTSAVE counts whole seconds: one of this very second could not be told from ours.
+    while client.info("persistence")["rdb_bgsave_in_progress"] != "0" or int(client.call("LASTSAVE")) >= int(time.time()):
+        if time.time() > deadline:
+            raise BackupError("another save of Redis did not end in time, or its clock is ahead")
+        time.sleep(0.1)
     before = int(client.call("LASTSAVE"))
     taken_at = time.time()
-    client.call("BGSAVE", "SCHEDULE")
+    client.call(bgsave, "SCHEDULE")
     while time.time() < deadline:
         persistence = client.info("persistence")
         if persistence["rdb_bgsave_in_progress"] == "0" and int(persistence["rdb_last_save_time"]) > before:
@@ -227,7 +232,7 @@ def redis(packer: Packer, params: dict[str, t.Any]) -> tuple[float, dict[str, t.
         conf = _redis.parse_conf(handle.read())
     client = _redis.Redis(conf.address, conf.password)
     version = client.info("server")["redis_version"]
-    taken_at = save_redis(client, packer.deadline)
+    taken_at = save_redis(client, packer.deadline, conf.command("BGSAVE"))
     dump = os.path.join(conf.directory, conf.dbfilename)
     owner = pwd.getpwnam(params["redis_user"])
     # A hard link keeps this save even if Redis saves again meanwhile.
@@ -302,7 +307,7 @@ def bundle(packer: Packer, params: dict[str, t.Any]) -> None:
     if not packer.known("bundle", key):
         parent, base = os.path.split(params["pm2_prefix"])
         roots = [(os.path.dirname(DEBS_DIR), ["debs"]), (parent, [base])]
-        flags = ("--exclude=partial", "--exclude=lock", f"--transform=s,^{base},pm2,S")
+        flags = ("--anchored", "--exclude=debs/partial", "--exclude=debs/lock", f"--transform=s,^{base},pm2,S")
         packer.tar("bundle", key, roots, [packer.age()], {"packages": len(names), "pm2": pm2}, *flags)
     tools = [shutil.which(name, path="/usr/bin:/usr/local/bin") for name in BOOTSTRAP_TOOLS]
     missing = [name for name, path in zip(BOOTSTRAP_TOOLS, tools, strict=True) if not path]
@@ -358,6 +363,7 @@ def create(params: dict[str, t.Any], timings: dict[str, float]) -> tuple[dict[st
             "redis": {**section, "server": server},
         }
         manifest["seal"] = seal(packer, manifest)
+        _restore_point.parse(json.dumps(manifest))  # a recovery will read it by the same rules
         key = f"{packer.point}/manifest.json"
         with open(packer.path(key), "w", encoding="utf-8") as handle:
             json.dump(manifest, handle, indent=1, sort_keys=True)
@@ -401,7 +407,9 @@ def main() -> t.NoReturn:
     timings: dict[str, float] = {}
     try:
         manifest, objects = create(params, timings)
-    except (BackupError, _fetch.FetchError, _redis.RedisError, _scratch.ProofError, OSError, KeyError, subprocess.TimeoutExpired) as exc:
+    except (BackupError, _restore_point.ManifestError, _fetch.FetchError, _redis.RedisError, _scratch.ProofError) as exc:
+        module.fail_json(msg=f"No restore point was taken: {exc}", titan_dr={"timings": timings})
+    except (OSError, KeyError, subprocess.TimeoutExpired) as exc:
         module.fail_json(msg=f"No restore point was taken: {exc}", titan_dr={"timings": timings})
     module.exit_json(changed=True, restore_point=manifest["id"], objects=objects, manifest=manifest, titan_dr={"timings": timings})
 

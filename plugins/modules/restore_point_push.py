@@ -18,10 +18,58 @@ options:
   objects:
     description:
       - What to copy, in order, made by the filter P(titan.disaster_recovery.upload_targets#filter).
-      - Each has C(key), C(path) and C(targets).
     type: list
     elements: dict
     required: true
+    suboptions:
+      key:
+        description: Name in the stores.
+        type: str
+        required: true
+      path:
+        description: The file on this host.
+        type: path
+        required: true
+      targets:
+        description: Where to put it, once for each store.
+        type: list
+        elements: dict
+        required: true
+        suboptions:
+          store:
+            description: Name of the store, for messages.
+            type: str
+            required: true
+          kind:
+            description: How it is reached.
+            type: str
+            required: true
+            choices: [http, sftp, file]
+          url:
+            description: Address to put it to for V(http), presigned.
+            type: str
+          head_url:
+            description: Address to ask for its size for V(http), presigned.
+            type: str
+          path:
+            description: Path in the store for V(sftp).
+            type: path
+          host:
+            description: Address of an sftp store.
+            type: str
+          port:
+            description: Port of an sftp store.
+            type: int
+            default: 22
+          user:
+            description: User of an sftp store.
+            type: str
+          host_key:
+            description: Host key of an sftp store, as in a known_hosts file without the name.
+            type: str
+          private_key:
+            description: Private key for an sftp store.
+            type: str
   timeout:
     description: Seconds for all of it.
     type: float
@@ -52,6 +100,7 @@ pushed:
 """
 
 import concurrent.futures
+import http.client
 import os
 import time
 import typing as t
@@ -61,6 +110,14 @@ import urllib.request
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch
+
+
+# Not secret as a whole, or no message could name the store and the object that failed.
+OBJECT_SPEC: dict[str, t.Any] = {
+    "key": {"type": "str", "required": True, "no_log": False},
+    "path": {"type": "path", "required": True},
+    "targets": {"type": "list", "elements": "dict", "required": True, "options": {**_fetch.SOURCE_SPEC, "head_url": {"type": "str", "no_log": True}}},
+}
 
 
 def put_http(entry: dict[str, t.Any], target: dict[str, t.Any], deadline: float) -> bool:
@@ -114,7 +171,7 @@ def push(objects: list[dict[str, t.Any]], number: int, deadline: float) -> int:
         target = entry["targets"][number]
         try:
             done += (put_http if target["kind"] == "http" else put_sftp)(entry, target, deadline)
-        except (urllib.error.URLError, OSError) as exc:
+        except (OSError, http.client.HTTPException) as exc:
             raise _fetch.FetchError(f"{target['store']}: {entry['key']}: {exc}") from exc
         except _fetch.FetchError as exc:
             raise _fetch.FetchError(f"{target['store']}: {exc}") from exc
@@ -124,8 +181,7 @@ def push(objects: list[dict[str, t.Any]], number: int, deadline: float) -> int:
 def main() -> t.NoReturn:
     module = AnsibleModule(
         argument_spec={
-            # The addresses and keys in it open the store.
-            "objects": {"type": "list", "elements": "dict", "required": True, "no_log": True},
+            "objects": {"type": "list", "elements": "dict", "required": True, "options": OBJECT_SPEC},
             "timeout": {"type": "float", "default": 600},
         },
         supports_check_mode=True,

@@ -88,6 +88,7 @@ import grp
 import json
 import os
 import pwd
+import shutil
 import subprocess
 import time
 import typing as t
@@ -153,14 +154,22 @@ class Baseline:
         self.actions.append(f"tools in {_fetch.TOOLS_DIR}")
         if self.dry:
             return
-        os.makedirs(_fetch.TOOLS_DIR, mode=0o755, exist_ok=True)
+        # Not into its place before the hash was right: a later run would take what lies there for good.
+        stage = _fetch.TOOLS_DIR + ".stage"
         deadline = time.time() + self.params["timeout"]
-        sink = [_fetch.tool("tar"), "--extract", "--gzip", "--directory", _fetch.TOOLS_DIR]
+        sink = [_fetch.tool("tar"), "--extract", "--gzip", "--directory", stage]
 
         def attempt(candidate: dict[str, t.Any], source: dict[str, t.Any]) -> None:
+            shutil.rmtree(stage, ignore_errors=True)
+            os.makedirs(stage, mode=0o755)
             _fetch.fetch(candidate["object"], source, "", sink, deadline)
 
-        tried = _fetch.first_good(self.params["candidates"], attempt)
+        try:
+            tried = _fetch.first_good(self.params["candidates"], attempt)
+            shutil.rmtree(_fetch.TOOLS_DIR, ignore_errors=True)
+            os.rename(stage, _fetch.TOOLS_DIR)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
         self.notes += [f"passed over: {reason}" for reason in tried[3]]
 
     def all(self) -> None:

@@ -118,8 +118,10 @@ def stop(unit: str, user: str, timeout: float) -> list[int]:
             os.kill(pid, 9)
         except ProcessLookupError:
             continue
-    time.sleep(0.1)
-    return processes_of(user)
+    end = time.monotonic() + timeout
+    while (left := processes_of(user)) and time.monotonic() < end:
+        time.sleep(0.05)
+    return left
 
 
 def halt(params: dict[str, t.Any]) -> dict[str, str]:

@@ -152,10 +152,10 @@ def config_gate(paths: list[str]) -> Gate:
         for name in files:
             count += 1
             try:
-                with open(name, encoding="utf-8") as handle:
-                    text = handle.read()
+                with open(name, "rb") as handle:
+                    content = handle.read()
                 if name.endswith(".json"):
-                    json.loads(text, object_pairs_hook=no_duplicates)
+                    json.loads(content, object_pairs_hook=no_duplicates)
             except (OSError, ValueError) as exc:
                 problems.append(f"{name}: {exc}")
     return gate("config", not problems and count > 0, "; ".join(problems) or f"{count} files, each JSON file parses")

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pyrage
 import pytest
 
@@ -77,15 +76,9 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabState]:
         lab.down(print)
 
 
-def s3(state: LabState) -> Any:
-    keys = {"aws_access_key_id": state.s3["access_key"], "aws_secret_access_key": state.s3["secret_key"]}
-    return boto3.client("s3", endpoint_url=state.s3["endpoint"], region_name=state.s3["region"], **keys)
-
-
-def points(state: LabState) -> list[str]:
-    """Restore point ids in the bucket, oldest first."""
-    listed = s3(state).list_objects_v2(Bucket=state.s3["bucket"], Prefix="titan-lab/points/")["Contents"]
-    return sorted({entry["Key"].split("/")[2] for entry in listed})
+def points() -> list[str]:
+    """Restore point ids in the off-host store, oldest first."""
+    return sorted(sh("backup", "ls /backups/titan-lab/points").split())
 
 
 def fingerprint(host: str) -> str:
@@ -153,20 +146,19 @@ def test_check_mode_changes_nothing_and_says_what_it_would_do(state: LabState, t
 
 
 def test_no_store_at_all_is_refused(state: LabState, tmp_path: Path) -> None:
-    sh("backup", "systemctl stop titan-s3 ssh")
+    sh("backup", "systemctl stop seaweedfs ssh")
     try:
         refused(Run(tmp_path / "run"), "No store can be read", "cloud", "offhost")
     finally:
-        sh("backup", "systemctl start titan-s3 ssh")
+        sh("backup", "systemctl start seaweedfs ssh")
 
 
 def test_recovers_from_the_older_point_when_the_newest_is_corrupt_and_one_store_is_dead(state: LabState, tmp_path: Path) -> None:
-    older, newest = points(state)
-    path = f"{state.sftp['path'].rstrip('/')}/titan-lab/points/{newest}/redis.rdb.zst.age"
+    older, newest = points()
+    path = f"/backups/titan-lab/points/{newest}/redis.rdb.zst.age"
     damage = "import sys; f = open(sys.argv[1], 'r+b'); f.seek(2000); byte = f.read(1)[0]; f.seek(2000); f.write(bytes([byte ^ 1]))"
-    real = sh("backup", f"find / -xdev -path '*{path}' -not -path '/proc/*' | head -n 1").strip()
-    lab.exec("backup", ["/usr/bin/python3", "-c", damage, real])
-    sh("backup", "systemctl stop titan-s3")
+    lab.exec("backup", ["/usr/bin/python3", "-c", damage, path])
+    sh("backup", "systemctl stop seaweedfs")
     run = Run(tmp_path / "run")
     assert run.rc == 0, run.output
     assert run.report["result"] == "recovered", run.report
@@ -185,7 +177,7 @@ def test_recovers_from_the_older_point_when_the_newest_is_corrupt_and_one_store_
 
 
 def test_a_second_run_changes_nothing_and_passes(state: LabState, tmp_path: Path) -> None:
-    sh("backup", "systemctl start titan-s3")
+    sh("backup", "systemctl start seaweedfs")
     run = Run(tmp_path / "run")
     assert run.rc == 0, run.output
     assert run.report["result"] == "recovered", run.report

@@ -234,7 +234,7 @@ class Bucket:
 
     def __init__(self, web: Callable[..., Web]) -> None:
         self.objects: dict[str, bytes] = {}
-        self.service = web(self.answer)
+        self.service = web(lambda *request: self.answer(*request))
         self.store = {
             "name": "cloud", "kind": "s3", "endpoint": self.service.url, "region": "us-east-1", "bucket": "backups", "prefix": "titan/",
             "access_key": "ACCESS", "secret_key": "STORE-SECRET-KEY",

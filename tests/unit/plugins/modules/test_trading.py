@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import signal
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _latch
+from ansible_collections.titan.disaster_recovery.plugins.modules import trading_halt, trading_resume
+
+# Nobody on this machine has this user id: what runs under it was started here.
+UID = 2_123_456_001
+USER = "titan-test"
+
+
+class Titan:
+    """The services: trade or not, do as they are told or not."""
+
+    def __init__(self, web: Any, latch: Path) -> None:
+        self.trading, self.obeys, self.html, self.latch = True, True, False, latch
+        self.service = web(self.answer)
+        self.calls: list[str] = []
+
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        if method == "POST":
+            self.calls.append(path)
+            if path == "/resume" and self.latch.exists():
+                return 409, {}, b"{}"
+            if self.obeys:
+                self.trading = path == "/resume"
+            return 200, {}, b'{"ok": true}'
+        if self.html:
+            return 200, {}, b"<html>trading: false</html>"
+        return 200, {}, json.dumps({"trading": self.trading}).encode()
+
+    def call(self, path: str, trading: bool) -> dict[str, Any]:
+        confirm = {"url": f"{self.service.url}/trading", "status": [200], "expect": {"trading": [trading]}}
+        return {"url": f"{self.service.url}{path}", "method": "POST", "body": {}, "confirm": confirm}
+
+
+@pytest.fixture
+def titan(web: Any, tmp_path: Path) -> Titan:
+    return Titan(web, tmp_path / "halt")
+
+
+@pytest.fixture
+def systemctl(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The user, and a systemd that knows no such unit and stops nothing."""
+    asked: list[list[str]] = []
+
+    def run(argv: list[str], **more: Any) -> Any:
+        asked.append(argv)
+        return subprocess.CompletedProcess(argv, 5, "", "")
+
+    real = pwd.getpwnam
+    monkeypatch.setattr(trading_halt.subprocess, "run", run)
+    monkeypatch.setattr(trading_halt.pwd, "getpwnam", lambda name: SimpleNamespace(pw_uid=UID) if name == USER else real(name))
+    return asked
+
+
+@pytest.fixture
+def process(systemctl: list[list[str]]) -> Any:
+    """A process of the services' user that does not heed SIGTERM."""
+    child = subprocess.Popen(["sh", "-c", "trap '' TERM; echo; exec sleep 60"], user=UID, group=UID, extra_groups=[], stdout=subprocess.PIPE)
+    assert child.stdout and child.stdout.readline()
+    yield child
+    child.kill()
+    child.wait()
+
+
+def halt(titan: Titan, **more: Any) -> dict[str, Any]:
+    return {
+        "latch": str(titan.latch), "reason": "test", "run_id": "r1", "call": titan.call("/halt", False), "user": USER, "unit": "pm2-test", "timeout": 1, **more,
+    }
+
+
+def resume(titan: Titan, generation: int, **more: Any) -> dict[str, Any]:
+    return {
+        "latch": str(titan.latch), "generation": generation, "run_id": "r1", "call": titan.call("/resume", True), "halt_call": titan.call("/halt", False),
+        "timeout": 1, **more,
+    }
+
+
+# --- halt -----------------------------------------------------------------------------------------------------------
+
+
+def test_confirmed(titan: Titan, process: Any, systemctl: list[list[str]], run_module: Any) -> None:
+    result = run_module(trading_halt, halt(titan))
+    assert result["changed"] and result["generation"] == 1 and result["titan_dr"]["trading"] == "halted" and not titan.trading
+    assert result["titan_dr"]["gates"][0]["verdict"] == "pass" and "confirmed" in result["titan_dr"]["gates"][0]["evidence"]
+    assert systemctl == [] and process.poll() is None, "services that halted go on running"
+    again = run_module(trading_halt, halt(titan))
+    assert again["changed"] is False and again["generation"] == 1
+
+
+@pytest.mark.parametrize("lie", ["obeys", "html", "gone"])
+def test_a_halt_that_is_not_confirmed_stops_the_services(titan: Titan, process: Any, systemctl: list[list[str]], run_module: Any, lie: str) -> None:
+    """200 and go on trading; a page instead of JSON; no answer at all."""
+    titan.obeys, titan.html = lie != "obeys", lie == "html"
+    if lie == "gone":
+        titan.service.close()
+    result = run_module(trading_halt, halt(titan))
+    assert systemctl == [["systemctl", "stop", "pm2-test"]]
+    assert process.wait(5) == -signal.SIGKILL
+    gate = result["titan_dr"]["gates"][0]
+    assert gate["verdict"] == "pass" and "did not confirm" in gate["evidence"] and "0 processes" in gate["evidence"]
+    assert result["titan_dr"]["trading"] == "halted" and titan.latch.exists()
+
+
+def test_a_process_that_survives_fails_the_halt(titan: Titan, process: Any, run_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    titan.obeys = False
+    with monkeypatch.context() as patch:
+        patch.setattr(trading_halt.os, "kill", lambda pid, number: None)
+        result = run_module(trading_halt, halt(titan, timeout=0.3))
+    assert result["failed"] and "could not be halted" in result["msg"] and result["titan_dr"]["gates"][0]["verdict"] == "fail"
+    assert "trading" not in result["titan_dr"] and titan.latch.exists(), "the latch stays all the same"
+
+
+def test_no_process_no_question(titan: Titan, systemctl: list[list[str]], run_module: Any) -> None:
+    result = run_module(trading_halt, halt(titan))
+    assert "no process of user" in result["titan_dr"]["gates"][0]["evidence"] and titan.calls == [] and systemctl == []
+
+
+def test_a_user_that_does_not_exist_has_no_process() -> None:
+    assert trading_halt.processes_of("no-such-user") == []
+
+
+def test_processes_are_those_of_the_user(process: Any) -> None:
+    assert trading_halt.processes_of(USER) == [process.pid] and os.getpid() not in trading_halt.processes_of(USER)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert trading_halt.processes_of(USER) == [], "a zombie trades no more"
+
+
+def test_a_call_that_nobody_could_confirm_is_refused(titan: Titan, run_module: Any) -> None:
+    result = run_module(trading_halt, halt(titan, call={"url": "http://127.0.0.1:1/", "method": "POST"}))
+    assert result["failed"] and "confirm" in result["msg"]
+
+
+def test_an_unreadable_latch_counts_as_halted(titan: Titan, process: Any, run_module: Any) -> None:
+    titan.latch.write_text("{")
+    result = run_module(trading_halt, halt(titan))
+    assert result["changed"] is False and result["generation"] == 0 and not titan.trading and titan.latch.read_text() == "{"
+
+
+def test_halt_in_check_mode(titan: Titan, process: Any, run_module: Any) -> None:
+    result = run_module(trading_halt, halt(titan), check=True)
+    assert result["changed"] and not titan.latch.exists() and titan.calls == []
+
+
+# --- resume ---------------------------------------------------------------------------------------------------------
+
+
+def test_resumed(titan: Titan, run_module: Any) -> None:
+    titan.trading = False
+    latch, _fresh = _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    result = run_module(trading_resume, resume(titan, latch["generation"]))
+    assert result["changed"] and result["titan_dr"]["trading"] == "resumed" and titan.trading and not titan.latch.exists()
+    again = run_module(trading_resume, resume(titan, latch["generation"]))
+    assert again["changed"] is False and again["titan_dr"]["trading"] == "resumed" and titan.calls == ["/resume"]
+
+
+@pytest.mark.parametrize("fault", ["obeys", "html"])
+def test_not_confirmed_is_latched_again(titan: Titan, run_module: Any, fault: str) -> None:
+    titan.trading = False
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    titan.obeys, titan.html = fault != "obeys", fault == "html"
+    result = run_module(trading_resume, resume(titan, 1))
+    assert result["failed"] and "not confirmed" in result["msg"] and titan.calls == ["/resume", "/halt"]
+    assert _latch.read(str(titan.latch))["generation"] == 2  # type: ignore[index]
+    assert result["titan_dr"]["gates"][0]["verdict"] == ("fail" if fault == "obeys" else "unknown")
+    assert result["titan_dr"].get("trading") == ("halted" if fault == "obeys" else None), "nothing is claimed that was not seen"
+
+
+def test_an_old_generation(titan: Titan, run_module: Any) -> None:
+    titan.trading = False
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    _latch.release(str(titan.latch), 1)
+    _latch.fasten(str(titan.latch), "another operator", "r2", 1.0)
+    result = run_module(trading_resume, resume(titan, 1))
+    assert result["failed"] and "somebody halted trading again" in result["msg"] and result["titan_dr"]["trading"] == "halted"
+    assert titan.latch.exists() and titan.calls == [] and not titan.trading
+
+
+def test_resume_in_check_mode(titan: Titan, run_module: Any) -> None:
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    assert run_module(trading_resume, resume(titan, 1), check=True)["changed"] and titan.latch.exists() and titan.calls == []
