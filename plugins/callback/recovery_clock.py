@@ -26,6 +26,7 @@ description:
 
 import atexit
 import functools
+import json
 import os
 import secrets
 import signal
@@ -45,6 +46,18 @@ _INCLUDES = ("include_tasks", "include_role", "import_role", "import_tasks")
 # Text that our own content wrote for the operator; the message of any other module stays out of the ledger.
 _OWN_MESSAGES = ("assert", "fail")
 _OWN_MODULES = "titan.disaster_recovery."
+
+
+def _collection(root: Path) -> dict[str, str]:
+    """Which copy of the collection runs: an installed one has a manifest, a checkout its galaxy.yml."""
+    try:
+        if (root / "MANIFEST.json").is_file():
+            version = json.loads((root / "MANIFEST.json").read_text(encoding="utf-8"))["collection_info"]["version"]
+        else:
+            version = yaml.safe_load((root / "galaxy.yml").read_text(encoding="utf-8"))["version"]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        version = "unknown"
+    return {"version": str(version), "path": str(root)}
 
 
 def _short(name: str) -> str:
@@ -142,6 +155,7 @@ class CallbackModule(CallbackBase):
             scenario=scenario,
             incident_at=round(self.ledger.incident_at, 3),
             versions={"ansible_core": core_version},
+            collection=_collection(Path(__file__).resolve().parents[2]),
             **{key: self.objectives.get(key) for key in ("severity", "rto_target_s", "rto_s", "rpo_s", "phases")},
         )
         for note in notes:

@@ -370,7 +370,8 @@ class Starter:
 
     def _wait_for_port(self, component: Component) -> None:
         """Gate on a component that PM2 does not run."""
-        assert component.port is not None
+        if component.port is None:
+            raise StartError(f"{component.name} listens on nothing that could be waited for")
         limit = min(self.settings.end, self.watcher.clock() + component.start_timeout)
         while not (owners := self.watcher.proc.listeners([component.port])):
             if self.watcher.clock() >= limit:
@@ -577,13 +578,13 @@ class Starter:
     # -- halting
 
     def _try_halt(self, sample: Sample) -> None:
-        assert self.halting is not None
-        if sample.listeners.get(self.halting.port or 0):
+        if self.halting is not None and sample.listeners.get(self.halting.port or 0):
             self._halt(min(2.0, max(0.2, self._left())), final=False)
 
     def _halt(self, timeout: float, final: bool = True) -> None:
         """Halt trading and take the fence down once that is confirmed; else the fence stays."""
-        assert self.settings.halt_call is not None
+        if self.settings.halt_call is None:
+            raise StartError("there is no halt_call, so a halt cannot be confirmed; the fence stays up")
         verdict = self.caller(self.settings.halt_call, timeout)
         self.outcome.halt = verdict
         if verdict.verdict == PASS:

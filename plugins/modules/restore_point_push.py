@@ -111,7 +111,6 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch
 
-
 # Not secret as a whole, or no message could name the store and the object that failed.
 OBJECT_SPEC: dict[str, t.Any] = {
     "key": {"type": "str", "required": True, "no_log": False},

@@ -186,7 +186,8 @@ class Baseline:
             if done.returncode:
                 self.notes.append(f"kernel settings that take effect at the next boot only: {'; '.join(done.stderr.strip().splitlines())}")
         if params["limits"]:
-            os.makedirs(os.path.dirname(LIMITS), exist_ok=True)
+            if not self.dry:
+                os.makedirs(os.path.dirname(LIMITS), exist_ok=True)
             self.content(LIMITS, "".join(f"{params['user']} - {item} {value}\n" for item, value in sorted(params["limits"].items())))
         self.bootstrap()
 

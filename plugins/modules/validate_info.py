@@ -42,7 +42,12 @@ options:
     elements: dict
     required: true
   trading:
-    description: The state trading must be in, as a probe.
+    description: Trading must be in this state.
+    type: str
+    choices: [halted, resumed]
+    required: true
+  trading_probe:
+    description: The probe that tells whether it is.
     type: dict
     required: true
   max_response_ms:
@@ -81,7 +86,8 @@ EXAMPLES = r"""
     logs_dir: /opt/titan/logs
     user: titan
     probes: "{{ titan_probes }}"
-    trading: "{{ titan_halt_call.confirm }}"
+    trading: halted
+    trading_probe: "{{ titan_halt_call.confirm }}"
 """
 
 RETURN = r"""
@@ -208,7 +214,8 @@ def main() -> t.NoReturn:
             "logs_dir": {"type": "path", "required": True},
             "user": {"type": "str", "required": True},
             "probes": {"type": "list", "elements": "dict", "required": True},
-            "trading": {"type": "dict", "required": True},
+            "trading": {"type": "str", "choices": ["halted", "resumed"], "required": True},
+            "trading_probe": {"type": "dict", "required": True},
             "max_response_ms": {"type": "int", "default": 1000},
             "max_memory_percent": {"type": "int", "default": 85},
             "max_disk_percent": {"type": "int", "default": 90},
@@ -218,7 +225,7 @@ def main() -> t.NoReturn:
     )
     params = module.params
     deadline = time.time() + params["timeout"]
-    asked = [(spec["name"], spec) for spec in params["probes"]] + [("trading", params["trading"])]
+    asked = [(spec["name"], spec) for spec in params["probes"]] + [("trading", params["trading_probe"])]
     try:
         for name, spec in asked:
             _probe.check_spec(spec, name)
@@ -228,7 +235,9 @@ def main() -> t.NoReturn:
             gates += [future.result() for future in waiting]
     except (_probe.ProbeSpecError, OSError) as exc:
         module.fail_json(msg=str(exc), titan_dr={"gates": [gate("validation", None, str(exc))]})
-    rows = {"gates": gates, "notes": [f"load average {os.getloadavg()[0]:.2f} on {os.cpu_count()} processors"]}
+    rows: dict[str, t.Any] = {"gates": gates, "notes": [f"load average {os.getloadavg()[0]:.2f} on {os.cpu_count()} processors"]}
+    if any(item["name"] == "trading" and item["verdict"] == "pass" for item in gates):
+        rows["trading"] = params["trading"]
     bad = [f"{item['name']} is {item['verdict']}: {item['evidence']}" for item in gates if item["verdict"] != "pass"]
     if bad:
         module.fail_json(msg="; ".join(bad), titan_dr=rows)

@@ -31,7 +31,11 @@ def build(rows: Iterable[Row]) -> dict[str, Any]:
         # what did not recover can miss its objective, never meet it
         "met": None if check else met if result == "recovered" or met is False else None,
     }
+    restored = _merged(said, "restore_point")
     rpo_said = _merged(said, "rpo")
+    if result == "recovered" and trading == "resumed" and not rpo_said and not any(row.get("status") == "changed" for row in rows):
+        # a run that found everything well put no older data in place of newer
+        rpo_said = {"actual_s": 0.0, "basis": "nothing was changed"}
     rpo = {
         "target_s": start.get("rpo_s"),
         "actual_s": rpo_said.get("actual_s"),
@@ -52,10 +56,11 @@ def build(rows: Iterable[Row]) -> dict[str, Any]:
         "rpo": rpo,
         "phases": _phases(rows, start.get("phases") or {}),
         "gates": gates,
-        "restore_point": _merged(said, "restore_point"),
+        "restore_point": restored,
         "trading": trading,
         "hosts": sorted({str(row["host"]) for row in rows if row["event"] == "task" and row.get("host")} - {"localhost"}),
         "versions": {**(start.get("versions") or {}), **_merged(said, "versions")},
+        "collection": start.get("collection") or {},
         "timings": _merged(said, "timings"),
         "notes": [row["text"] for row in rows if row["event"] == "note"],
     }

@@ -42,6 +42,7 @@ def empty(run_id: str, kind: str, scenario: str, objectives: Mapping[str, Any], 
         "trading": None,
         "hosts": [],
         "versions": {},
+        "collection": {},
         "timings": {},
         "notes": [],
     }
@@ -164,4 +165,6 @@ def render(console: Console, report: Mapping[str, Any], path: Path) -> None:
             console.print(Text.assemble(line, f"{gate['name']}: {gate['evidence']}"), soft_wrap=True)
     for note in report.get("notes", []):
         console.print(Text(f"  note: {note}"), soft_wrap=True)
+    if collection := report.get("collection"):
+        console.print(Text(f"Collection {collection.get('version')} from {collection.get('path')}"), soft_wrap=True)
     console.print(Text(f"Report {path}"), soft_wrap=True)

@@ -166,8 +166,10 @@ def test_json_alone_is_on_stdout(checkout: Checkout, capsys: pytest.CaptureFixtu
 
 def test_missed_refused_failed(checkout: Checkout) -> None:
     assert checkout.recover("--incident-started-at", "2023-11-14T22:13:20Z", "--runs-dir", "late") == report.MISSED
-    checkout.play("validate", {**PASSED, "rpo": {}})
+    checkout.play("validate", {**PASSED, "rpo": {}}, {"name": "Change", "ansible.builtin.command": {"cmd": "true"}})
     assert checkout.recover("--runs-dir", "unproven") == report.MISSED
+    checkout.play("validate", {**PASSED, "rpo": {}})
+    assert checkout.recover("--runs-dir", "unchanged") == 0
     checkout.play("preflight", {"refused": "someone else's data"}, {"name": "Stop", "ansible.builtin.fail": {"msg": "stop"}})
     assert checkout.recover("--runs-dir", "refused") == report.REFUSED
     checkout.play("services", {}, {"name": "Start", "ansible.builtin.fail": {"msg": "no"}})

@@ -22,6 +22,7 @@ from typing import Any
 import pyrage
 import pytest
 from ansible.module_utils.testing import patch_module_args
+
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _redis, _restore_point
 
 CANARY = {"key": "titan:dr:canary", "db": 1}
@@ -61,7 +62,7 @@ class Server:
 
     def __init__(self, folder: Path, **directives: str) -> None:
         self.folder = folder
-        settings = {"port": "0", "unixsocket": str(folder / "redis.sock"), "dir": str(folder), "save": '""', "enable-debug-command": "yes"}
+        settings = {"port": "0", "unixsocket": str(folder / "redis.sock"), "dir": str(folder), "save": '""', "enable-debug-command": "yes", "enable-protected-configs": "yes"}
         settings.update({name.replace("_", "-"): value for name, value in directives.items()})
         self.config = folder / "redis.conf"
         self.config.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
@@ -135,7 +136,7 @@ class Web:
                     if self.command != "HEAD":
                         self.wfile.write(content)
 
-            do_GET = do_PUT = do_POST = do_HEAD = handle_one  # noqa: N815
+            do_GET = do_PUT = do_POST = do_HEAD = handle_one
 
             def log_message(self, format: str, *args: Any) -> None:
                 """Say nothing."""

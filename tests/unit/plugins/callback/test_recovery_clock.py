@@ -104,6 +104,8 @@ def test_a_recovery(playbooks: Playbooks) -> None:
     assert [(phase["name"], phase["budget_s"]) for phase in report["phases"]] == [("preflight", 20), ("validate", 45)]
     assert [gate["name"] for gate in report["gates"]] == ["health"]
     assert ran.rows[0]["event"] == "run_start" and ran.rows[-1]["event"] == "run_end"
+    version = yaml.safe_load((ROOT / "galaxy.yml").read_text())["version"]
+    assert report["collection"] == ran.rows[0]["collection"] == {"version": version, "path": str(ROOT)}
     # armed once, says little, hides what is hidden
     assert ran.output.count("[titan-dr] run ") == 1
     assert "phase validate starts" in ran.output and "RECOVERED" in ran.output

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _debian
 
 STATUS = """\

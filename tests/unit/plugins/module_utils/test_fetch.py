@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._fetch import FetchError
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _redis
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._redis import Redis, RedisError, canary, parse_conf, wait_ready
 

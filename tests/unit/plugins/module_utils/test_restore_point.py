@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _restore_point as points
 
 ENTRY = {"key": "objects/a.tar", "size": 1, "sha256": "0" * 64, "sealed": True, "details": {}}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _scratch
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._scratch import ProofError
 

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _restore_point, _stores
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._stores import StoreError, open_seal
 
