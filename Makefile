@@ -11,10 +11,10 @@ COLLECTIONS := $(CURDIR)/playbooks/collections
 COLLECTION := playbooks/collections/ansible_collections/titan/disaster_recovery
 STAGE := .ci/stage
 
-.PHONY: help setup drill test lint unit sanity build-check molecule drills clean
+.PHONY: help setup drill drill-installed test lint unit sanity build-check molecule drills soak clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 22
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 24
 
 setup: ## install the Debian packages and make .venv
 	@.ci/setup
@@ -23,12 +23,16 @@ drill: setup ## lose a Titan server in the lab and recover it on a blank one
 	@echo 'drill: complete_system_failure in the lab; the first run also builds the lab images'
 	.venv/bin/titan-dr drill complete_system_failure
 
-test: ## every check: setup, lint, unit, sanity, build-check, molecule, drills
+drill-installed: setup ## the same drill with the collection built and installed elsewhere
+	pytest -m lab -s tests/drills/test_installed.py
+
+test: ## every check: setup, lint, unit, sanity, build-check, drill, molecule, drills
 	@$(STAGE) setup .ci/setup
 	@$(STAGE) lint $(MAKE) lint
 	@$(STAGE) unit $(MAKE) unit
 	@$(STAGE) sanity $(MAKE) sanity
 	@$(STAGE) build-check $(MAKE) build-check
+	@$(STAGE) drill $(MAKE) drill
 	@$(STAGE) molecule $(MAKE) molecule
 	@$(STAGE) drills $(MAKE) drills
 
@@ -53,7 +57,10 @@ molecule: setup ## the molecule scenarios, on lab hosts
 	MOLECULE_GLOB='molecule/*/molecule.yml' molecule test --all
 
 drills: setup ## real faults against the lab
-	pytest -m lab tests/lab tests/drills
+	pytest -m 'lab and not slow' --durations=15 tests/lab tests/drills
+
+soak: setup ## the drills that are too slow for every change
+	pytest -m 'lab and slow' --durations=15 tests/lab tests/drills
 
 clean: ## remove the lab's hosts and everything that was built here
 	if [ -x .venv/bin/titan-dr ]; then .venv/bin/titan-dr lab down; fi

@@ -159,7 +159,7 @@ def unpack(params: dict[str, t.Any], deadline: float) -> tuple[str, list[str]]:
         if not os.path.isdir(os.path.join(stage, "debs")) or not os.path.isdir(os.path.join(stage, "pm2")):
             raise _fetch.FetchError("the bundle holds no debs and no pm2")
 
-    candidate, dummy, nothing, rejected = _fetch.first_good(params["candidates"], attempt)
+    candidate, *dummy, rejected = _fetch.first_good(params["candidates"], attempt)
     if not os.path.exists(params["pm2_prefix"]):
         os.makedirs(os.path.dirname(params["pm2_prefix"]), exist_ok=True)
         shutil.move(os.path.join(stage, "pm2"), params["pm2_prefix"])

@@ -97,6 +97,7 @@ titan_dr:
   returned: always
 """
 
+import glob
 import json
 import os
 import pwd
@@ -121,6 +122,18 @@ def wait_for(path: str, deadline: float) -> None:
         if time.time() > deadline:
             raise _fetch.FetchError(f"{path} did not appear in time: the Redis packages are not installed")
         time.sleep(0.05)
+
+
+def job_file(run_id: str) -> str:
+    return os.path.join(_fetch.STATE_DIR, "stage", f"redis-{run_id}.json")
+
+
+def forget_others(data_dir: str, directory: str) -> None:
+    """Stages of earlier runs that ended before their swap only take up room."""
+    prefix = stage_dir(data_dir, "")
+    for path in glob.glob(glob.escape(prefix) + "*"):
+        if path != directory and not running(int(read(job_file(path.removeprefix(prefix))).get("pid", 0))):
+            shutil.rmtree(path)
 
 
 def expectation(candidate: dict[str, t.Any], canary: dict[str, t.Any]) -> dict[str, t.Any]:
@@ -176,6 +189,7 @@ def stage(params: dict[str, t.Any], directory: str, timings: dict[str, float]) -
 def work(params: dict[str, t.Any], directory: str) -> dict[str, t.Any]:
     """Stage and prove; the result for the ledger and the next step, or why there is none."""
     timings: dict[str, float] = {}
+    forget_others(params["data_dir"], directory)
     try:
         result = stage(params, directory, timings)
     except (_fetch.FetchError, OSError, KeyError) as exc:
@@ -277,7 +291,7 @@ def main() -> t.NoReturn:
     )
     params = module.params
     directory = stage_dir(params["data_dir"], params["run_id"])
-    job = os.path.join(_fetch.STATE_DIR, "stage", f"redis-{params['run_id']}.json")
+    job = job_file(params["run_id"])
     if module.check_mode:
         first = params["candidates"][0] if params["candidates"] else None
         note = f"would fetch and prove the Redis data of restore point {first['id']}" if first else "there is no restore point"

@@ -135,7 +135,7 @@ def redis_gates(params: dict[str, t.Any]) -> list[Gate]:
     written = persistence.get("aof_last_write_status") == "ok" and persistence.get("rdb_last_bgsave_status") == "ok"
     return [
         gate("redis", replication.get("role") == "master" and persistence.get("loading") == "0", f"role {replication.get('role')}; {counted or 'no keys'}"),
-        gate("redis_data", bool(keys) and canary is not None, f"{counted or 'no keys'}; canary {canary['seq'] if canary else 'missing'}"),
+        gate("redis_data", bool(keys), f"{counted or 'no keys'}; {'canary ' + str(canary['seq']) if canary else 'no canary'}"),
         gate("redis_persistence", on == conf.appendonly and written, f"AOF {'on' if on else 'off'}, last write {persistence.get('aof_last_write_status')}"),
         gate("redis_eviction", stats.get("evicted_keys") == "0", f"{stats.get('evicted_keys')} keys evicted"),
     ]

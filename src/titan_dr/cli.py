@@ -51,12 +51,12 @@ def parser() -> argparse.ArgumentParser:
 
     recover = _command(commands, "recover", "recover real servers from a disaster", _recover, EXIT_CODES)
     recover.add_argument("scenario", metavar="SCENARIO", help="what happened; `titan-dr scenarios` lists them")
-    _run_options(recover)
+    _run_options(recover, "change nothing on the servers; say what would be done")
     recover.add_argument("--incident-started-at", metavar="TIME", help="when it happened, epoch seconds or ISO 8601 in UTC (default: now)")
 
     drill = _command(commands, "drill", "cause a disaster in the lab and recover from it", _drill, EXIT_CODES)
     drill.add_argument("scenario", metavar="SCENARIO", help="the disaster to cause; `titan-dr scenarios` lists them")
-    _run_options(drill)
+    _run_options(drill, "only try the recovery; the lab's Titan is backed up and destroyed all the same")
     drill.add_argument("--profile", choices=("guide", "variant"), default="guide", help="which Titan stands in the lab (default: %(default)s)")
     drill.add_argument("--keys", type=_count, default=10000, metavar="N", help="keys in Redis before the disaster (default: %(default)s)")
     drill.add_argument("--keep", action="store_true", help="leave the lab's hosts up afterwards")
@@ -85,10 +85,10 @@ def _command(commands: Any, name: str, text: str, function: Any, epilog: str = "
     return made
 
 
-def _run_options(command: argparse.ArgumentParser) -> None:
+def _run_options(command: argparse.ArgumentParser, check: str) -> None:
     command.add_argument("-i", "--inventory", action="append", default=[], metavar="PATH", help="inventory file or directory; may be repeated")
     command.add_argument("-e", "--extra-vars", action="append", default=[], metavar="VARS", help="key=value, JSON, or @file; as in ansible-playbook")
-    command.add_argument("--check", action="store_true", help="change nothing on the servers to recover; say what would be done")
+    command.add_argument("--check", action="store_true", help=check)
     command.add_argument("--installed", action="store_true", help="run the installed collection, not this checkout's playbooks")
     command.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where ledger and report go (default: ./%(default)s)")
     command.add_argument("--json", action="store_true", help="print the report as JSON on stdout; progress goes to stderr")

@@ -15,7 +15,7 @@
 #   provision: server_baseline                  provision: owner record, user, directories, kernel settings, limits; bootstrap: age and zstd, hash checked
 #   redis_restore: redis_stage                  redis_fetch, redis_prove: fetch, SHA-256, age, zstd, size, sync; scratch Redis with sanitized payloads, key
 #                                               counts of each database, expired keys, canary
-#   dependencies: offline_bundle                bundle, redis_packages, other_packages: hash, PM2 tree, dpkg with no service started, Redis first
+#   dependencies: offline_bundle                bundle, redis_packages, node_packages, late_packages: hash, PM2 tree, dpkg with no service started, Redis first
 #   config_restore: tree_restore                config: hash, every JSON file parses, old files kept, renamed into place (with the unit of PM2)
 #   app_restore: tree_restore                   app: the same, and the link
 #   redis_restore: redis_swap                   redis_swap: configuration agrees, AOF layout and manifest, start timeout, old data kept, start, PING, then
@@ -48,6 +48,9 @@ export PATH=$STATE/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
 
 die() { echo "bare recovery: $*" >&2; exit 1; }
 trap 'echo "bare recovery: line $LINENO: $BASH_COMMAND ended with $?" >&2' ERR
+
+# What still runs beside a step that failed ends with it.
+trap 'jobs -p | xargs --no-run-if-empty kill 2>/dev/null' EXIT
 
 # Run a step and say when it began and ended.
 timed() {
@@ -207,7 +210,7 @@ preflight() {
   while [[ ! -d $place ]]; do place=${place%/*}; place=${place:-/}; done
   free=$(df --output=avail -B1 "$place" | tail -n 1)
   ((free >= DUMP_SIZE * 3 + (1 << 30))) || die "$free bytes free"
-  available=$(awk '/^MemAvailable/ {print $2 * 1024}' /proc/meminfo)
+  available=$(awk '/^MemAvailable/ {printf "%d", $2 * 1024}' /proc/meminfo)
   ((available >= USED_MEMORY * 12 / 10)) || die "$available bytes of memory available"
   ((EPOCHSECONDS - CONTROLLER_TIME <= 5 && CONTROLLER_TIME - EPOCHSECONDS <= 5)) || die "the clock is off"
   [[ ! -e $STATE/owner.json ]] || die "somebody claimed this server"
@@ -324,12 +327,17 @@ redis_packages() {
   : >"$STATE/bundle/redis-installed"
 }
 
+# What PM2 and the services need; then the rest, while they start already.
 other_packages() {
-  local rest=() name
+  local node=() late=() name
   for name in "$STATE"/bundle/debs/*.deb; do
-    case ${name##*/} in redis-* | libatomic1_* | libjemalloc2_* | liblzf1_*) ;; *) rest+=("$name") ;; esac
+    case ${name##*/} in
+      redis-* | libatomic1_* | libjemalloc2_* | liblzf1_*) ;;
+      git_* | git-man_* | libcurl3-gnutls_* | liberror-perl_* | libldap-* | libpsl5_* | librtmp1_* | libsasl2-* | libssh2-1_* | age_* | zstd_*) late+=("$name") ;;
+      *) node+=("$name") ;;
+    esac
   done
-  packages "${rest[@]}"
+  if [[ $1 == node ]]; then packages "${node[@]}"; else packages "${late[@]}"; fi
 }
 
 # Rename what was unpacked into place and keep what was there.
@@ -475,7 +483,7 @@ validate() {
 # --- the course ---
 
 recover() {
-  local redis_job app_job config_job daemon_job
+  local redis_job app_job config_job late_job daemon_job
   STAGE=$DATA.stage-$RUN_ID
   timed preflight preflight
   timed halt halt
@@ -492,8 +500,9 @@ recover() {
   app_job=$!
   timed config config &
   config_job=$!
-  timed other_packages other_packages
-  rm /usr/sbin/policy-rc.d
+  timed node_packages other_packages node
+  timed late_packages other_packages late &
+  late_job=$!
   wait "$config_job"
   wait "$app_job"
   timed pm2_daemon pm2_daemon &
@@ -507,6 +516,8 @@ recover() {
   timed level_shared level titan-shared 1 "$HEALTHY_SHARED"
   timed level_phases level titan-phase1,titan-phase2,titan-phase3 3 "${HEALTHY_PHASES[@]}"
   timed pm2_save pm2_save
+  wait "$late_job"
+  rm /usr/sbin/policy-rc.d
   timed stable stable
   timed validate validate
 }

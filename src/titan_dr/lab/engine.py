@@ -110,8 +110,8 @@ class Engine:
     def argv(self, *args: str) -> list[str]:
         return [self.podman, *(["--runtime", self.runtime] if self.runtime else []), *args]
 
-    def run(self, *args: str, stdin: bytes | None = None, timeout: float = 60, check: bool = True) -> Completed:
-        done = run_process(self.argv(*args), stdin=stdin, timeout=timeout)
+    def run(self, *args: str, stdin: bytes | None = None, timeout: float = 60, check: bool = True, env: Mapping[str, str] | None = None) -> Completed:
+        done = run_process(self.argv(*args), stdin=stdin, timeout=timeout, env=env)
         done.stderr = clean(done.stderr)
         if check and done.returncode != 0:
             raise LabError(f"podman {args[0]} failed ({done.returncode}): {done.stderr or done.stdout.strip() or 'no message'}")

@@ -156,7 +156,9 @@ def build_container(engine: Engine, image: str, *options: str, command: tuple[st
 
 def copy_in(engine: Engine, container: str, stage: Stage) -> None:
     """With the owners that the stage names: by default podman gives everything to the container's root."""
-    engine.run("cp", "--archive=false", "-", f"{container}:/", stdin=stage.tar(), timeout=300)
+    # podman forgets the file in which it keeps its input, and there are keys in it
+    with scratch() as room:
+        engine.run("cp", "--archive=false", "-", f"{container}:/", stdin=stage.tar(), timeout=300, env={**os.environ, "TMPDIR": str(room)})
 
 
 def base(engine: Engine, progress: Progress) -> tuple[str, Engine]:

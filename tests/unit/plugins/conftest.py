@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Real parts for the unit tests: a private redis-server, an HTTP service, age, and the main() of a module."""
+
 from __future__ import annotations
 
 import contextlib
@@ -62,7 +63,14 @@ class Server:
 
     def __init__(self, folder: Path, **directives: str) -> None:
         self.folder = folder
-        settings = {"port": "0", "unixsocket": str(folder / "redis.sock"), "dir": str(folder), "save": '""', "enable-debug-command": "yes", "enable-protected-configs": "yes"}
+        settings = {
+            "port": "0",
+            "unixsocket": str(folder / "redis.sock"),
+            "dir": str(folder),
+            "save": '""',
+            "enable-debug-command": "yes",
+            "enable-protected-configs": "yes",
+        }
         settings.update({name.replace("_", "-"): value for name, value in directives.items()})
         self.config = folder / "redis.conf"
         self.config.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
@@ -212,7 +220,12 @@ def _manifest(key: Key, seconds: int = 0, environment_id: str = "lab", **redis: 
     }
     objects["redis"]["key"] = f"points/{point_id}/redis.rdb.zst.age"
     manifest: dict[str, Any] = {
-        "format": 1, "id": point_id, "environment_id": environment_id, "taken_at": 1767225600.0 + seconds, "objects": objects, "server": {},
+        "format": 1,
+        "id": point_id,
+        "environment_id": environment_id,
+        "taken_at": 1767225600.0 + seconds,
+        "objects": objects,
+        "server": {},
         "redis": {"version": "7.0.15", "databases": 16, "keyspace": {}, "expired": 0, "size": 1, **redis},
     }
     return reseal(manifest, key)
@@ -220,7 +233,11 @@ def _manifest(key: Key, seconds: int = 0, environment_id: str = "lab", **redis: 
 
 def reseal(manifest: dict[str, Any], key: Key) -> dict[str, Any]:
     done = subprocess.run(
-        ["age", "--encrypt", "--armor", "--recipient", key.recipient], input=_restore_point.canonical_digest(manifest), capture_output=True, text=True, check=True
+        ["age", "--encrypt", "--armor", "--recipient", key.recipient],
+        input=_restore_point.canonical_digest(manifest),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return {**manifest, "seal": done.stdout}
 
@@ -237,8 +254,14 @@ class Bucket:
         self.objects: dict[str, bytes] = {}
         self.service = web(lambda *request: self.answer(*request))
         self.store = {
-            "name": "cloud", "kind": "s3", "endpoint": self.service.url, "region": "us-east-1", "bucket": "backups", "prefix": "titan/",
-            "access_key": "ACCESS", "secret_key": "STORE-SECRET-KEY",
+            "name": "cloud",
+            "kind": "s3",
+            "endpoint": self.service.url,
+            "region": "us-east-1",
+            "bucket": "backups",
+            "prefix": "titan/",
+            "access_key": "ACCESS",
+            "secret_key": "STORE-SECRET-KEY",
         }
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:

@@ -9,7 +9,14 @@ from ansible_collections.titan.disaster_recovery.plugins.filter import sources a
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch, _stores
 
 SFTP = {
-    "name": "shell", "kind": "sftp", "host": "10.0.0.9", "port": 2222, "user": "backup", "path": "/backups", "host_key": "ssh-ed25519 AAAA", "private_key": "KEY",
+    "name": "shell",
+    "kind": "sftp",
+    "host": "10.0.0.9",
+    "port": 2222,
+    "user": "backup",
+    "path": "/backups",
+    "host_key": "ssh-ed25519 AAAA",
+    "private_key": "KEY",
 }
 
 
@@ -32,8 +39,14 @@ def test_an_sftp_source(sealed_manifest: Any, key: Any) -> None:
     [candidate] = filters.sources(plan(sealed_manifest, key, "shell"), [SFTP])["app"]
     assert candidate["sources"] == [
         {
-            "store": "shell", "kind": "sftp", "path": "/backups/lab/objects/app.tar.age", "host": "10.0.0.9", "port": 2222, "user": "backup",
-            "host_key": "ssh-ed25519 AAAA", "private_key": "KEY",
+            "store": "shell",
+            "kind": "sftp",
+            "path": "/backups/lab/objects/app.tar.age",
+            "host": "10.0.0.9",
+            "port": 2222,
+            "user": "backup",
+            "host_key": "ssh-ed25519 AAAA",
+            "private_key": "KEY",
         }
     ]
 

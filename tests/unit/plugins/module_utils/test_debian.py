@@ -93,7 +93,9 @@ def test_dpkg_reads_what_is_rendered(status: _debian.Stanzas, tmp_path: Path) ->
     (tmp_path / "status").write_text(_debian.render(full))
     (tmp_path / "updates").mkdir()
     (tmp_path / "info").mkdir()
-    shown = subprocess.run(["dpkg-query", f"--admindir={tmp_path}", "--show", "--showformat=${Package} ${Status}\\n"], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        ["dpkg-query", f"--admindir={tmp_path}", "--show", "--showformat=${Package} ${Status}\\n"], capture_output=True, text=True, check=True
+    )
     assert shown.stdout.splitlines() == sorted(f"{name} {fields['Status']}" for name, fields in status.items())
 
 
@@ -142,7 +144,9 @@ def test_parse_debs(tmp_path: Path) -> None:
         control = tmp_path / name / "DEBIAN" / "control"
         control.parent.mkdir(parents=True)
         control.write_text(f"Package: {name}\nVersion: 1\nArchitecture: all\nMaintainer: x <x@localhost>\nDepends: zero\nDescription: x\n")
-        subprocess.run(["dpkg-deb", "--root-owner-group", "--build", str(tmp_path / name), str(tmp_path / f"{name}_1_all.deb")], check=True, capture_output=True)
+        subprocess.run(
+            ["dpkg-deb", "--root-owner-group", "--build", str(tmp_path / name), str(tmp_path / f"{name}_1_all.deb")], check=True, capture_output=True
+        )
     found = _debian.parse_debs(str(tmp_path))
     assert {name: (fields["Depends"], fields["Path"]) for name, fields in found.items()} == {
         name: ("zero", str(tmp_path / f"{name}_1_all.deb")) for name in ("one", "two")

@@ -111,7 +111,7 @@ def test_a_command_as_sink_that_fails(tmp_path: Path, key: Any) -> None:
     data, entry = key.stored(PLAIN, NAME)
     (tmp_path / "object").write_bytes(data)
     source = {"store": "s", "kind": "file", "path": str(tmp_path / "object")}
-    with pytest.raises(FetchError, match="tar ended with 2: .*does not look like a tar"):
+    with pytest.raises(FetchError, match=r"tar ended with 2: .*does not look like a tar"):
         _fetch.fetch(entry, source, key.identity, ["tar", "--extract", "--directory", str(tmp_path)], time.time() + 10)
 
 
@@ -174,8 +174,14 @@ def test_http(web: Any, tmp_path: Path, key: Any, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        ((404, {}, b"no"), "answered 404"), ((403, {}, b""), "answered 403"), ((200, {}, b"<html>signed in</html>"), "age ended with"), ((200, {}, b""), "age ended with"),
-        (reset, "reset by peer"), (chunked, "reading failed: IncompleteRead"), (gibberish, "reading failed"), (lambda handler: None, "cannot be reached|reading failed"),
+        ((404, {}, b"no"), "answered 404"),
+        ((403, {}, b""), "answered 403"),
+        ((200, {}, b"<html>signed in</html>"), "age ended with"),
+        ((200, {}, b""), "age ended with"),
+        (reset, "reset by peer"),
+        (chunked, "reading failed: IncompleteRead"),
+        (gibberish, "reading failed"),
+        (lambda handler: None, "cannot be reached|reading failed"),
     ],
 )
 def test_http_faults(web: Any, tmp_path: Path, key: Any, answer: Any, why: str) -> None:
@@ -192,7 +198,7 @@ def test_http_body_that_ends_early(web: Any, tmp_path: Path, key: Any) -> None:
 
 def test_nobody_listens(tmp_path: Path, key: Any) -> None:
     dummy, entry = key.stored(PLAIN, NAME)
-    with pytest.raises(FetchError, match="cannot be reached: .*refused"):
+    with pytest.raises(FetchError, match=r"cannot be reached: .*refused"):
         _fetch.fetch(entry, {"store": "s", "kind": "http", "url": "http://127.0.0.1:1/"}, key.identity, io.BytesIO(), time.time() + 5)
 
 
@@ -230,7 +236,7 @@ def dripping(data: bytes) -> Any:
 def test_the_deadline_ends_a_slow_store(web: Any, tmp_path: Path, key: Any, slow: Any) -> None:
     data, entry = key.stored(PLAIN, NAME)
     started = time.monotonic()
-    with pytest.raises(FetchError, match="the time for it was over|timed out"):
+    with pytest.raises(FetchError, match=r"the time for it was over|timed out"):
         over_http(web, slow(data), entry, key.identity, tmp_path, seconds=1)
     assert time.monotonic() - started < 2
 
@@ -337,7 +343,7 @@ def test_sftp_session_keeps_the_key_private_and_for_the_session_only() -> None:
 
 def test_sftp_batch() -> None:
     assert _fetch.sftp(["cat"], "sftp> ls\na\nb\n", time.time() + 5) == "a\nb"
-    with pytest.raises(FetchError, match="^last line$"):
+    with pytest.raises(FetchError, match=r"^last line$"):
         _fetch.sftp(["sh", "-c", "echo first line >&2; echo last line >&2; exit 1"], "", time.time() + 5)
     with pytest.raises(FetchError, match="did not answer in time"):
         _fetch.sftp(["sleep", "20"], "", time.time() + 0.1)

@@ -26,7 +26,7 @@ def test_defaults_are_those_of_redis() -> None:
 
 def test_directives() -> None:
     conf = parse_conf(
-        "# requirepass commented\n\n PORT 0\nunixsocket /run/r.sock\nrequirepass first\nrequirepass \"a \\\"b\\\" # c\"\n"
+        '# requirepass commented\n\n PORT 0\nunixsocket /run/r.sock\nrequirepass first\nrequirepass "a \\"b\\" # c"\n'
         'dir /srv/redis\ndbfilename live.rdb\nappendonly YES\nappendfilename "a.aof"\nappenddirname aofs\ndatabases 4\nsave ""\n'
     )
     assert conf.password == 'a "b" # c', "the last one counts, quotes are taken off"
@@ -101,7 +101,14 @@ def scripted(box: Path) -> Iterator[Any]:
 
 @pytest.mark.parametrize(
     ("reply", "value"),
-    [(b"+OK\r\n", "OK"), (b":42\r\n", 42), (b"$-1\r\n", None), (b"$5\r\na\r\nbc\r\n", "a\r\nbc"), (b"*-1\r\n", None), (b"*2\r\n:1\r\n*1\r\n$0\r\n\r\n", [1, [""]])],
+    [
+        (b"+OK\r\n", "OK"),
+        (b":42\r\n", 42),
+        (b"$-1\r\n", None),
+        (b"$5\r\na\r\nbc\r\n", "a\r\nbc"),
+        (b"*-1\r\n", None),
+        (b"*2\r\n:1\r\n*1\r\n$0\r\n\r\n", [1, [""]]),
+    ],
 )
 def test_replies(scripted: Any, reply: bytes, value: object) -> None:
     assert Redis(scripted(reply)).call("X") == value

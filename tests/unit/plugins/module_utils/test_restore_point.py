@@ -13,7 +13,12 @@ ENTRY = {"key": "objects/a.tar", "size": 1, "sha256": "0" * 64, "sealed": True, 
 
 def manifest(**changes: Any) -> dict[str, Any]:
     return {
-        "format": 1, "id": "20260101T000000Z-abcdef", "environment_id": "lab", "taken_at": 1.0, "server": {}, "seal": "x",
+        "format": 1,
+        "id": "20260101T000000Z-abcdef",
+        "environment_id": "lab",
+        "taken_at": 1.0,
+        "server": {},
+        "seal": "x",
         "objects": {kind: dict(ENTRY) for kind in points.KINDS},
         "redis": {"version": "7", "databases": 16, "keyspace": {}, "expired": 0, "size": 1},
         **changes,
@@ -26,7 +31,14 @@ def test_a_good_manifest() -> None:
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
-    [("", "not JSON"), ('{"format": 1', "not JSON"), ("<html>", "not JSON"), ("[]", "not a JSON object"), ("{}", "format is None"), ('{"format": 2}', "format is 2")],
+    [
+        ("", "not JSON"),
+        ('{"format": 1', "not JSON"),
+        ("<html>", "not JSON"),
+        ("[]", "not a JSON object"),
+        ("{}", "format is None"),
+        ('{"format": 2}', "format is 2"),
+    ],
 )
 def test_damaged(text: str, complaint: str) -> None:
     with pytest.raises(points.ManifestError, match=complaint):
@@ -51,7 +63,15 @@ def test_each_object_is_needed(kind: str) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"key": "../etc/passwd"}, {"key": "objects/../x"}, {"key": "/objects/x"}, {"key": 'objects/a"b'}, {"key": "objects/a\n"}, {"sha256": "0" * 63}, {"sha256": "0" * 64 + "\n"}],
+    [
+        {"key": "../etc/passwd"},
+        {"key": "objects/../x"},
+        {"key": "/objects/x"},
+        {"key": 'objects/a"b'},
+        {"key": "objects/a\n"},
+        {"sha256": "0" * 63},
+        {"sha256": "0" * 64 + "\n"},
+    ],
 )
 def test_a_key_or_hash_that_could_mean_something_else(change: dict[str, str]) -> None:
     broken = manifest()

@@ -13,7 +13,8 @@ from ansible_collections.titan.disaster_recovery.plugins.module_utils._scratch i
 
 CANARY = {"key": "titan:dr:canary", "db": 1}
 EXPECTED = {
-    "databases": 16, "expired": 0,
+    "databases": 16,
+    "expired": 0,
     "keyspace": {"db0": {"keys": 10, "expires": 2}, "db1": {"keys": 3, "expires": 0}},
     "canary": {**CANARY, "seq": 7, "at": 1000.0},
 }
@@ -56,7 +57,7 @@ def test_as_the_user_of_redis(source: Any, box: Path) -> None:
 
 
 def test_empty_but_valid_dump(redis_server: Any, box: Path, me: str) -> None:
-    with pytest.raises(ProofError, match="db0: 0 keys, the manifest counted 10.*0 keys loaded and 0 expired, 13 in the manifest; canary is None, 7"):
+    with pytest.raises(ProofError, match=r"db0: 0 keys, the manifest counted 10.*0 keys loaded and 0 expired, 13 in the manifest; canary is None, 7"):
         prove(box, redis_server().dump(), me)
 
 
@@ -109,7 +110,7 @@ def test_flipped_byte(source: Any, box: Path, me: str, at: int) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.99])
 def test_truncated(source: Any, box: Path, me: str, share: float) -> None:
     data = source.dump()
-    with pytest.raises(ProofError, match="ended while loading.*log says: .+"):
+    with pytest.raises(ProofError, match=r"ended while loading.*log says: .+"):
         prove(box, data[: int(len(data) * share)], me)
 
 

@@ -74,8 +74,12 @@ def test_a_candidate_says_all_that_a_restore_needs(sealed_manifest: Any, key: An
     plan, dummy, dummy = _stores.plan({"a": raw(manifest)}, "lab", key.identity)
     entry = manifest["objects"]["redis"]
     assert plan["redis"][0] == {
-        "id": manifest["id"], "taken_at": manifest["taken_at"], "object": {name: entry[name] for name in ("key", "size", "sha256", "sealed")},
-        "details": {"kind": "redis", **manifest["redis"]}, "stores": ["a"], "environment_id": "lab",
+        "id": manifest["id"],
+        "taken_at": manifest["taken_at"],
+        "object": {name: entry[name] for name in ("key", "size", "sha256", "sealed")},
+        "details": {"kind": "redis", **manifest["redis"]},
+        "stores": ["a"],
+        "environment_id": "lab",
     }
     assert plan["redis"][0]["details"]["expired"] == 3 and plan["config"][0]["details"] == {"kind": "config"}
 
@@ -196,7 +200,9 @@ def test_sftp(monkeypatch: pytest.MonkeyPatch) -> None:
     store = {"kind": "sftp", "host": "h", "port": 22, "user": "u", "path": "/b/", "host_key": "k", "private_key": "x"}
     assert _stores.read_sftp(store, "lab", 2) == {name: f"/b/lab/points/{name}/manifest.json".encode() for name in ("one", "three")}
     assert batches[0] == 'ls -1 "/b/lab/points"\n'
-    assert len(batches) == 3 and all(line.startswith("-get ") for batch in batches[1:] for line in batch.splitlines()), "one that was never committed does not end the batch"
+    assert len(batches) == 3 and all(line.startswith("-get ") for batch in batches[1:] for line in batch.splitlines()), (
+        "one that was never committed does not end the batch"
+    )
 
 
 def test_object_path() -> None:

@@ -25,7 +25,11 @@ class Host:
         self.policy = folder / "policy-rc.d"
         self.broken = ""
         self.params: dict[str, Any] = {
-            "packages": ["redis-server", "nodejs"], "first": ["redis-server"], "pm2_prefix": str(folder / "opt" / "pm2"), "candidates": [], "identity": key.identity,
+            "packages": ["redis-server", "nodejs"],
+            "first": ["redis-server"],
+            "pm2_prefix": str(folder / "opt" / "pm2"),
+            "candidates": [],
+            "identity": key.identity,
             "timeout": 20,
         }
 
@@ -153,7 +157,9 @@ def test_from_the_registry_as_a_blank_server_would(host: Host, run_module: Any, 
 
 def test_check_mode(host: Host, run_module: Any) -> None:
     result = run_module(offline_bundle, host.params, check=True)
-    assert result["installed"] == ["redis-server", "nodejs"] and "would install redis-server, nodejs and PM2" in result["titan_dr"]["notes"][0] and host.log == []
+    assert (
+        result["installed"] == ["redis-server", "nodejs"] and "would install redis-server, nodejs and PM2" in result["titan_dr"]["notes"][0] and host.log == []
+    )
 
 
 def test_run(tmp_path: Path) -> None:

@@ -26,7 +26,11 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(preflight_info, "reachable", lambda host: False)
     details = {"size": 1000, "used_memory": 1000, "server": _debian.system()}
     return {
-        "environment_id": "lab", "restore_point": {"details": details}, "redis_data_dir": str(tmp_path / "redis"), "ports": [], "controller_time": time.time(),
+        "environment_id": "lab",
+        "restore_point": {"details": details},
+        "redis_data_dir": str(tmp_path / "redis"),
+        "ports": [],
+        "controller_time": time.time(),
     }
 
 

@@ -15,7 +15,10 @@ from ansible_collections.titan.disaster_recovery.plugins.modules import redis_st
 
 CANARY = {"key": "titan:dr:canary", "db": 1}
 DETAILS = {
-    "keyspace": {"db0": {"keys": 10, "expires": 2}, "db1": {"keys": 3, "expires": 0}}, "expired": 0, "databases": 16, "canary": {"seq": 7, "at": 1000.0},
+    "keyspace": {"db0": {"keys": 10, "expires": 2}, "db1": {"keys": 3, "expires": 0}},
+    "expired": 0,
+    "databases": 16,
+    "canary": {"seq": 7, "at": 1000.0},
 }
 NAME = "points/20260101T000000Z-abcdef/redis.rdb.zst.age"
 
@@ -37,8 +40,15 @@ class Case:
         self.directory = box / "redis.stage-r1"
         self.job = box / "state" / "stage" / "redis-r1.json"
         self.params: dict[str, Any] = {
-            "candidates": [], "identity": key.identity, "data_dir": str(box / "redis"), "run_id": "r1", "user": user, "canary": CANARY,
-            "incident_started_at": 1100.0, "installed_marker": str(box / "marker"), "timeout": 20,
+            "candidates": [],
+            "identity": key.identity,
+            "data_dir": str(box / "redis"),
+            "run_id": "r1",
+            "user": user,
+            "canary": CANARY,
+            "incident_started_at": 1100.0,
+            "installed_marker": str(box / "marker"),
+            "timeout": 20,
         }
 
     def add(self, name: str, plain: bytes, stored: bytes | None = None, source: dict[str, Any] | None = None, **details: Any) -> None:
@@ -47,7 +57,10 @@ class Case:
         place.write_bytes(data if stored is None else stored)
         self.params["candidates"].append(
             {
-                "id": name, "taken_at": 990.0, "object": entry, "details": {**DETAILS, "size": len(plain), **details},
+                "id": name,
+                "taken_at": 990.0,
+                "object": entry,
+                "details": {**DETAILS, "size": len(plain), **details},
                 "sources": [source or {"store": "near", "kind": "file", "path": str(place)}],
             }
         )
@@ -69,6 +82,16 @@ def test_proven(case: Case, dump: bytes, run_module: Any) -> None:
     assert rows["gates"][0]["verdict"] == "pass" and "canary 7" in rows["gates"][0]["evidence"]
     assert rows["rpo"] == {"actual_s": 100.0, "basis": "canary"} and rows["restore_point"]["id"] == "new" and rows["notes"] == []
     assert set(rows["timings"]) == {"fetch", "wait_for_packages", "prove"}
+
+
+def test_a_stage_that_an_earlier_run_left_is_removed_unless_it_is_being_made(case: Case, dump: bytes, run_module: Any) -> None:
+    left, live = case.box / "redis.stage-old", case.box / "redis.stage-live"
+    left.mkdir()
+    live.mkdir()
+    redis_stage.write(redis_stage.job_file("live"), {"pid": os.getpid()})
+    case.add("new", dump)
+    run_module(redis_stage, case.params)
+    assert not left.exists() and live.exists() and case.directory.exists()
 
 
 def test_the_data_loss_without_a_canary(case: Case, dump: bytes, run_module: Any) -> None:

@@ -17,7 +17,9 @@ from ansible_collections.titan.disaster_recovery.plugins.modules.redis_swap impo
 
 EXPECTED = {
     "keyspace": {"db0": {"keys": 10, "expires": 2}, "db1": {"keys": 3, "expires": 0}},
-    "canary": {"key": "titan:dr:canary", "db": 1, "seq": 7, "at": 1000.0}, "expired": 0, "databases": 16,
+    "canary": {"key": "titan:dr:canary", "db": 1, "seq": 7, "at": 1000.0},
+    "expired": 0,
+    "databases": 16,
 }
 
 
@@ -56,7 +58,9 @@ def stage_of(box: Path, dump: bytes) -> Path:
     return stage
 
 
-@pytest.mark.parametrize("directives", [{}, {"appendonly": "yes"}, {"appendonly": "yes", "appendfilename": "t.aof", "appenddirname": "aofs"}, {"dbfilename": "t.rdb"}])
+@pytest.mark.parametrize(
+    "directives", [{}, {"appendonly": "yes"}, {"appendonly": "yes", "appendfilename": "t.aof", "appenddirname": "aofs"}, {"dbfilename": "t.rdb"}]
+)
 def test_redis_starts_with_the_data(source: Any, box: Path, me: str, directives: dict[str, str]) -> None:
     """The proof of the layout: with AOF on, Redis ignores a dump and starts empty."""
     stage = stage_of(box, source.dump())
@@ -181,8 +185,15 @@ class Host:
         self.config.write_text(f"port 0\nunixsocket {box}/live.sock\ndir {self.data}\nappendonly yes\nrequirepass secret\n")
         self.stage = stage_of(box, dump)
         self.params = {
-            "stage": str(self.stage), "expected": EXPECTED, "restore_point": "p1", "run_id": "r1", "data_dir": str(self.data), "config": str(self.config),
-            "unit": "redis-test", "user": user, "timeout": 10,
+            "stage": str(self.stage),
+            "expected": EXPECTED,
+            "restore_point": "p1",
+            "run_id": "r1",
+            "data_dir": str(self.data),
+            "config": str(self.config),
+            "unit": "redis-test",
+            "user": user,
+            "timeout": 10,
         }
 
     def systemctl(self, *words: str, deadline: float) -> str:
@@ -269,7 +280,10 @@ def test_a_blank_server_has_nothing_to_keep(host: Any, run_module: Any) -> None:
     assert run_module(redis_swap, host.params)["changed"] and not (host.box / "redis.before-r1").exists()
 
 
-@pytest.mark.parametrize(("text", "why"), [("dir /elsewhere", "says dir /elsewhere"), ("port 0\ntls-port 1", "offers TLS only"), ("include /x", "include"), ("port x", "not a number")])
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("dir /elsewhere", "says dir /elsewhere"), ("port 0\ntls-port 1", "offers TLS only"), ("include /x", "include"), ("port x", "not a number")],
+)
 def test_a_configuration_that_does_not_fit_changes_nothing(host: Any, run_module: Any, text: str, why: str) -> None:
     host.config.write_text(f"dir {host.data}\n{text}\n")
     result = run_module(redis_swap, host.params)

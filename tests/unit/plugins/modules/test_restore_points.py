@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Taking, copying and finding restore points, from a real Redis to a proven copy."""
+
 from __future__ import annotations
 
 import io
@@ -96,10 +97,17 @@ class Production:
         (debs / "redis-server_7_all.deb").write_bytes(b"deb")
         (debs / "lock").touch()
         self.params: dict[str, Any] = {
-            "environment_id": "lab", "directory": str(box / "backups"), "recipients": [key.recipient],
-            "redis": {"config": str(server.config), "data_dir": str(server.folder)}, "redis_user": user, "canary": CANARY,
-            "config_paths": [str(self.config), str(server.config)], "config_history": str(box / "config.bundle"), "current": str(box / "current"),
-            "pm2_prefix": str(self.pm2), "timeout": 30,
+            "environment_id": "lab",
+            "directory": str(box / "backups"),
+            "recipients": [key.recipient],
+            "redis": {"config": str(server.config), "data_dir": str(server.folder)},
+            "redis_user": user,
+            "canary": CANARY,
+            "config_paths": [str(self.config), str(server.config)],
+            "config_history": str(box / "config.bundle"),
+            "current": str(box / "current"),
+            "pm2_prefix": str(self.pm2),
+            "timeout": 30,
         }
         self.points = box / "backups" / "lab" / "points"
 
@@ -134,7 +142,10 @@ def test_from_production_to_a_proven_copy(production: Production, key: Any, buck
     assert opened(paths["config"], key)[f"{here}/etc/brain.json"] == b'{"a": 1}' and f"{here}/config.bundle" in opened(paths["config"], key)
     assert opened(paths["app"], key) == {f"{here}/releases/v1/app.js": b"//"}
     assert set(opened(paths["bundle"], key)) == {
-        "debs/redis-server_7_all.deb", "pm2/node_modules/pm2/package.json", "pm2/node_modules/lock/index.js", "pm2/node_modules/partial/index.js",
+        "debs/redis-server_7_all.deb",
+        "pm2/node_modules/pm2/package.json",
+        "pm2/node_modules/lock/index.js",
+        "pm2/node_modules/partial/index.js",
     }
     with tarfile.open(paths["bootstrap"]) as archive:
         assert sorted(archive.getnames()) == ["age", "zstd"]
@@ -160,8 +171,15 @@ def test_from_production_to_a_proven_copy(production: Production, key: Any, buck
     staged = run_module(
         redis_stage,
         {
-            "candidates": plan["redis"], "identity": key.identity, "data_dir": str(production.box / "redis"), "run_id": "r1", "user": me, "canary": CANARY,
-            "incident_started_at": 1100.0, "installed_marker": str(production.box / "marker"), "timeout": 20,
+            "candidates": plan["redis"],
+            "identity": key.identity,
+            "data_dir": str(production.box / "redis"),
+            "run_id": "r1",
+            "user": me,
+            "canary": CANARY,
+            "incident_started_at": 1100.0,
+            "installed_marker": str(production.box / "marker"),
+            "timeout": 20,
         },
     )
     assert not staged["failed"] and staged["titan_dr"]["restore_point"]["id"] == manifest["id"] and staged["titan_dr"]["rpo"]["actual_s"] == 100.0

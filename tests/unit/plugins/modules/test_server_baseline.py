@@ -23,8 +23,16 @@ def params(tmp_path: Path, me: str, monkeypatch: pytest.MonkeyPatch) -> dict[str
     monkeypatch.setattr(server_baseline, "SYSCTL", str(tmp_path / "sysctl.d" / "90-titan.conf"))
     monkeypatch.setattr(server_baseline, "LIMITS", str(tmp_path / "limits.d" / "90-titan.conf"))
     return {
-        "environment_id": "lab", "run_id": "r1", "user": me, "home": str(tmp_path / "home"), "directories": [str(tmp_path / "home" / "logs")],
-        "sysctl": {"vm.overcommit_memory": 1}, "limits": {"nofile": 65536}, "candidates": [], "identity": "", "timeout": 10,
+        "environment_id": "lab",
+        "run_id": "r1",
+        "user": me,
+        "home": str(tmp_path / "home"),
+        "directories": [str(tmp_path / "home" / "logs")],
+        "sysctl": {"vm.overcommit_memory": 1},
+        "limits": {"nofile": 65536},
+        "candidates": [],
+        "identity": "",
+        "timeout": 10,
     }
 
 

@@ -77,14 +77,26 @@ def process(systemctl: list[list[str]]) -> Any:
 
 def halt(titan: Titan, **more: Any) -> dict[str, Any]:
     return {
-        "latch": str(titan.latch), "reason": "test", "run_id": "r1", "call": titan.call("/halt", False), "user": USER, "unit": "pm2-test", "timeout": 1, **more,
+        "latch": str(titan.latch),
+        "reason": "test",
+        "run_id": "r1",
+        "call": titan.call("/halt", False),
+        "user": USER,
+        "unit": "pm2-test",
+        "timeout": 1,
+        **more,
     }
 
 
 def resume(titan: Titan, generation: int, **more: Any) -> dict[str, Any]:
     return {
-        "latch": str(titan.latch), "generation": generation, "run_id": "r1", "call": titan.call("/resume", True), "halt_call": titan.call("/halt", False),
-        "timeout": 1, **more,
+        "latch": str(titan.latch),
+        "generation": generation,
+        "run_id": "r1",
+        "call": titan.call("/resume", True),
+        "halt_call": titan.call("/halt", False),
+        "timeout": 1,
+        **more,
     }
 
 

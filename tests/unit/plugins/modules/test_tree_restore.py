@@ -26,11 +26,17 @@ class Case:
         (self.live / "config" / "old.json").write_text("{}")
         (self.live / "redis.conf").write_text("old")
         self.params: dict[str, Any] = {
-            "candidates": [], "identity": key.identity, "paths": [str(self.live / "config"), str(self.live / "redis.conf")], "run_id": "r1", "gate": "config_restored",
+            "candidates": [],
+            "identity": key.identity,
+            "paths": [str(self.live / "config"), str(self.live / "redis.conf")],
+            "run_id": "r1",
+            "gate": "config_restored",
             "timeout": 20,
         }
         self.content: dict[str, bytes | tuple[str, str]] = {
-            self.name("config/brain.json"): b'{"a": 1}', self.name("config/deep/app.config.js"): b"module.exports", self.name("redis.conf"): b"port 1",
+            self.name("config/brain.json"): b'{"a": 1}',
+            self.name("config/deep/app.config.js"): b"module.exports",
+            self.name("redis.conf"): b"port 1",
         }
 
     def name(self, path: str) -> str:
@@ -170,8 +176,10 @@ def test_nothing_of_a_failed_attempt_gets_into_the_next(case: Case, run_module: 
 @pytest.mark.parametrize(
     "member",
     [
-        {"../../escaped": b"x"}, {"a/../../../escaped": b"x"},
-        {"link": ("{folder}",), "link/escaped": b"x"}, {"link": ("..",), "link/escaped": b"x"},
+        {"../../escaped": b"x"},
+        {"a/../../../escaped": b"x"},
+        {"link": ("{folder}",), "link/escaped": b"x"},
+        {"link": ("..",), "link/escaped": b"x"},
     ],
 )
 def test_a_member_that_tries_to_escape(case: Case, run_module: Any, member: dict[str, Any]) -> None:

@@ -118,7 +118,12 @@ def test_config_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("uid", "gid", "mode", "verdict"),
     [
-        (65534, 0, 0o755, "pass"), (65534, 0, 0o555, "fail"), (0, 65534, 0o775, "pass"), (0, 65534, 0o755, "fail"), (0, 0, 0o777, "pass"), (0, 0, 0o775, "fail"),
+        (65534, 0, 0o755, "pass"),
+        (65534, 0, 0o555, "fail"),
+        (0, 65534, 0o775, "pass"),
+        (0, 65534, 0o755, "fail"),
+        (0, 0, 0o777, "pass"),
+        (0, 0, 0o775, "fail"),
         (65534, 65534, 0o077, "fail"),
     ],
 )
@@ -147,9 +152,17 @@ def params(server: Any, web: Any, tmp_path: Path, me: str) -> dict[str, Any]:
 
     url = web(answer).url
     return {
-        "redis": {"config": str(server.config), "data_dir": str(server.folder)}, "canary": CANARY, "config_paths": [str(tmp_path)], "logs_dir": str(tmp_path), "user": me,
+        "redis": {"config": str(server.config), "data_dir": str(server.folder)},
+        "canary": CANARY,
+        "config_paths": [str(tmp_path)],
+        "logs_dir": str(tmp_path),
+        "user": me,
         "probes": [{"name": "websockets", "url": f"{url}/ws", "status": [200], "expect": {"status": ["connected"]}}],
-        "trading": "resumed", "trading_probe": {"url": f"{url}/trading", "status": [200], "expect": {"trading": [True]}}, "timeout": 0.3, "max_memory_percent": 100, "max_disk_percent": 100,
+        "trading": "resumed",
+        "trading_probe": {"url": f"{url}/trading", "status": [200], "expect": {"trading": [True]}},
+        "timeout": 0.3,
+        "max_memory_percent": 100,
+        "max_disk_percent": 100,
     }
 
 
