@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import yaml
 from rich.console import Console
 
 from titan_dr import display, playbooks, recovery, report
-from titan_dr.cancel import Cancellation, Cancelled
+from titan_dr.cancel import SIGNALS, Cancellation, Cancelled
 
 EXIT_CODES = """\
 exit codes:
@@ -181,7 +182,7 @@ def _recover(options: argparse.Namespace) -> int:
     )
     with Cancellation() as cancellation:
         found = recovery.recover(request, display.make(_console(options.json), options.verbose > 0), cancellation)
-    return _finish(found, request.run_dir / report.REPORT_FILE, options.json)
+        return _finish(found, request.run_dir / report.REPORT_FILE, options.json)
 
 
 def _drill(options: argparse.Namespace) -> int:
@@ -204,7 +205,7 @@ def _drill(options: argparse.Namespace) -> int:
     run_dir = recovery.new_run_dir(options.runs_dir, options.scenario)
     with Cancellation() as cancellation:
         found = drill.run(wanted, run_dir, display.make(_console(options.json), options.verbose > 0), cancellation)
-    return _finish(found, run_dir / report.REPORT_FILE, options.json)
+        return _finish(found, run_dir / report.REPORT_FILE, options.json)
 
 
 def _lab(options: argparse.Namespace) -> int:
@@ -278,6 +279,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Cancelled, KeyboardInterrupt):
         print("titan-dr: cancelled", file=sys.stderr)
         return report.CANCELLED
+    finally:
+        if arguments is None:
+            # the process ends: one more impatient Ctrl-C must not take the exit code away
+            for signum in SIGNALS:
+                signal.signal(signum, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

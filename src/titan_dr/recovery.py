@@ -83,8 +83,8 @@ def recover(request: Request, display: Display, cancellation: Cancellation) -> d
         found: dict[str, Any] | None = report.load(path)
     except report.NoReport:
         found = None
-    if found is None and not outcome.cancelled:
-        # nothing was measured: the reason is in what Ansible said last
+    if outcome.rc != 0 and not outcome.cancelled and (found is None or found["result"] in ("recovered", "cancelled")):
+        # no task failed in what was measured: the reason is in what Ansible said last
         display.say("\n".join(last_words))
     final = judge(found, outcome, request, objectives, cancellation.requested)
     report.save(path, final)

@@ -46,6 +46,7 @@ def run(job: Job, on_event: Callable[[Event], None], cancellation: Cancellation)
     sockets = tempfile.mkdtemp(prefix=f"titan-dr-{secrets.token_hex(8)}-")
     with cancellation.attentive(False):
         try:
+            (Path(sockets) / "tmp").mkdir()
             _write_inputs(private, job)
             return _run(job, private, sockets, on_event, cancellation)
         finally:
@@ -115,6 +116,8 @@ def _environment(job: Job, sockets: str) -> dict[str, str]:
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     # the mark by which every process of this run is found again
     environment["ANSIBLE_SSH_CONTROL_PATH_DIR"] = sockets
+    # what a killed process leaves behind goes with the run
+    environment["TMPDIR"] = environment["ANSIBLE_LOCAL_TEMP"] = f"{sockets}/tmp"
     # ansible-runner switches host key checking off unless told
     environment["ANSIBLE_HOST_KEY_CHECKING"] = os.environ.get("ANSIBLE_HOST_KEY_CHECKING", "True")
     return environment

@@ -327,7 +327,7 @@ redis_packages() {
   : >"$STATE/bundle/redis-installed"
 }
 
-# What PM2 and the services need; then the rest, while they start already.
+# What PM2 and the services need, or the rest.
 other_packages() {
   local node=() late=() name
   for name in "$STATE"/bundle/debs/*.deb; do
@@ -501,8 +501,6 @@ recover() {
   timed config config &
   config_job=$!
   timed node_packages other_packages node
-  timed late_packages other_packages late &
-  late_job=$!
   wait "$config_job"
   wait "$app_job"
   timed pm2_daemon pm2_daemon &
@@ -516,9 +514,12 @@ recover() {
   timed level_shared level titan-shared 1 "$HEALTHY_SHARED"
   timed level_phases level titan-phase1,titan-phase2,titan-phase3 3 "${HEALTHY_PHASES[@]}"
   timed pm2_save pm2_save
+  # The window is idle time: what nothing that trades needs is installed in it.
+  timed late_packages other_packages late &
+  late_job=$!
+  timed stable stable
   wait "$late_job"
   rm /usr/sbin/policy-rc.d
-  timed stable stable
   timed validate validate
 }
 

@@ -83,7 +83,7 @@ def halt(titan: Titan, **more: Any) -> dict[str, Any]:
         "call": titan.call("/halt", False),
         "user": USER,
         "unit": "pm2-test",
-        "timeout": 1,
+        "timeout": 0.7,
         **more,
     }
 
@@ -95,7 +95,7 @@ def resume(titan: Titan, generation: int, **more: Any) -> dict[str, Any]:
         "run_id": "r1",
         "call": titan.call("/resume", True),
         "halt_call": titan.call("/halt", False),
-        "timeout": 1,
+        "timeout": 0.7,
         **more,
     }
 
