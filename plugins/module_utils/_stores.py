@@ -130,12 +130,13 @@ def open_seal(manifest: dict[str, t.Any], identity: str) -> None:
         raise StoreError("its seal does not fit its content: the manifest was altered")
 
 
-def plan(
-    manifests: dict[str, Manifests], environment_id: str, identity: str, before: float | None = None
-) -> tuple[dict[str, list[dict[str, t.Any]]], list[str], list[str]]:
+Plan = dict[str, list[dict[str, t.Any]]]
+
+
+def plan(manifests: dict[str, Manifests], environment_id: str, identity: str) -> tuple[Plan, list[str], list[str]]:
     """Candidates by kind of object, newest restore point first; notes on what was rejected; reasons that were the key's fault.
 
-    Stores keep the order in which they were given. `before` (epoch seconds) leaves out restore points taken later.
+    Stores keep the order in which they were given.
     """
     usable: dict[str, dict[str, t.Any]] = {}
     stores: dict[str, list[str]] = {}
@@ -155,8 +156,6 @@ def plan(
                 open_seal(manifest, identity)
             except StoreError as exc:
                 locked.append(f"{label}: {exc}")
-                continue
-            if before is not None and manifest["taken_at"] > before:
                 continue
             if point_id in usable and _restore_point.canonical_digest(usable[point_id]) != _restore_point.canonical_digest(manifest):
                 notes.append(f"{label} rejected: it differs from the one in {stores[point_id][0]}")

@@ -324,7 +324,11 @@ def application(packer: Packer, params: dict[str, t.Any]) -> None:
     release = os.path.realpath(params["current"])
     if not os.path.isdir(release):
         raise BackupError(f"{params['current']} names no release")
-    key = f"objects/app-{os.path.basename(release)}.tar.zst.age"
+    # A release that was edited in place under its old name is another one.
+    files = sorted(os.path.join(folder, name) for folder, dummy, names in os.walk(release) for name in names)
+    marks = [f"{path} {found.st_size} {found.st_mtime_ns} {found.st_mode}" for path in files for found in [os.lstat(path)]]
+    mark = hashlib.sha256("\n".join(marks).encode()).hexdigest()[:12]
+    key = f"objects/app-{os.path.basename(release)}-{mark}.tar.zst.age"
     if not packer.known("app", key):
         commands = [[_fetch.tool("zstd"), "-3", "--stdout", "--quiet"], packer.age()]
         packer.tar("app", key, [("/", [release.lstrip("/")])], commands, {"release": os.path.basename(release), "path": release})

@@ -77,9 +77,6 @@ options:
     description: The age identity (private key) that opens the restore points.
     type: str
     required: true
-  before:
-    description: Leave out restore points taken after this time, in seconds since the epoch.
-    type: float
   at_most:
     description: How many restore points to consider in each store.
     type: int
@@ -157,7 +154,6 @@ def main() -> t.NoReturn:
             },
             "environment_id": {"type": "str", "required": True},
             "identity": {"type": "str", "required": True, "no_log": True},
-            "before": {"type": "float"},
             "at_most": {"type": "int", "default": 5},
         },
         supports_check_mode=True,
@@ -172,7 +168,7 @@ def main() -> t.NoReturn:
     silent = [f"store {name} does not answer: {reason}" for name, reason in bad.items()]
     if not good:
         refuse(f"No store can be read: {'; '.join(silent)}", silent)
-    plan, notes, locked = _stores.plan(good, params["environment_id"], params["identity"], params["before"])
+    plan, notes, locked = _stores.plan(good, params["environment_id"], params["identity"])
     notes += silent
     if not plan["redis"]:
         if locked:

@@ -129,7 +129,8 @@ def put_http(entry: dict[str, t.Any], target: dict[str, t.Any], deadline: float)
             if int(answer.headers.get("Content-Length", "-1")) == size:
                 return False
     except urllib.error.HTTPError as exc:
-        if exc.code != 404:
+        # 403 is what some stores say of an absent object to whom may not list; if it means more, the PUT will tell.
+        if exc.code not in (403, 404):
             raise _fetch.FetchError(f"the store answered {exc.code}") from exc
     with open(entry["path"], "rb") as handle:
         request = urllib.request.Request(target["url"], data=handle, method="PUT", headers={"Content-Length": str(size)})

@@ -13,15 +13,14 @@ author: [Titan DR maintainers (@titan-dr)]
 description:
   - Fetches an archive of a restore point, unpacks it into a private stage, checks it and swaps the paths named in O(paths) into place.
   - Each path is replaced as a whole by renames on its own file system. What was there is kept beside it as C(<path>.before-<run id>).
-  - Every JSON file is parsed before anything is swapped.
+  - Every JSON file below O(paths) is parsed before anything is swapped.
 options:
   paths:
     description: Absolute paths of files or directories to take from the archive.
     type: list
     elements: path
-    required: true
   link:
-    description: A symbolic link that is to name the first of O(paths) afterwards.
+    description: A symbolic link that is to name the release afterwards, whose path the restore point that is used tells.
     type: path
   run_id:
     description: Names stage and kept files.
@@ -102,8 +101,8 @@ def unpack(candidate: dict[str, t.Any], source: dict[str, t.Any], identity: str,
     _fetch.fetch(candidate["object"], source, identity, sink, deadline)
 
 
-def check(stage: str, paths: list[str]) -> int:
-    """Each path is in the stage and each JSON file of them parses; returns the number of files."""
+def check(stage: str, paths: list[str], parse: bool) -> int:
+    """Each path is in the stage and, with `parse`, each JSON file of them parses; returns the number of files."""
     count = 0
     for path in paths:
         staged = stage + path
@@ -111,7 +110,7 @@ def check(stage: str, paths: list[str]) -> int:
             raise _fetch.FetchError(f"{path} is not in the archive")
         for name in [staged] if not os.path.isdir(staged) else [os.path.join(folder, item) for folder, dummy, files in os.walk(staged) for item in files]:
             count += 1
-            if name.endswith(".json") and "/node_modules/" not in name:
+            if parse and name.endswith(".json"):
                 try:
                     with open(name, encoding="utf-8") as handle:
                         json.load(handle)
@@ -184,19 +183,25 @@ def main() -> t.NoReturn:
         argument_spec={
             "candidates": _fetch.CANDIDATES,
             "identity": _fetch.IDENTITY,
-            "paths": {"type": "list", "elements": "path", "required": True},
+            "paths": {"type": "list", "elements": "path"},
             "link": {"type": "path"},
             "run_id": {"type": "str", "required": True},
             "gate": {"type": "str", "required": True},
             "timeout": {"type": "float", "required": True},
         },
+        required_one_of=[("paths", "link")],
+        mutually_exclusive=[("paths", "link")],
         supports_check_mode=True,
     )
     params = module.params
-    params["paths"] = [os.path.normpath(path) for path in params["paths"]]
+
+    def wanted(candidate: dict[str, t.Any]) -> list[str]:
+        return [os.path.normpath(path) for path in params["paths"] or [candidate["details"]["path"]]]
+
     if module.check_mode:
-        point_id = params["candidates"][0]["id"] if params["candidates"] else "none"
-        note = f"would restore {', '.join(params['paths'])} from restore point {point_id}"
+        first = params["candidates"][0] if params["candidates"] else None
+        point_id = first["id"] if first else "none"
+        note = f"would restore {', '.join(wanted(first))} from restore point {point_id}" if first else "there is no restore point"
         module.exit_json(changed=True, restore_point=point_id, kept=[], titan_dr={"notes": [note]})
     stage = os.path.join(_fetch.STATE_DIR, "stage", f"{params['run_id']}-{params['gate']}")
     deadline = time.time() + params["timeout"]
@@ -204,13 +209,14 @@ def main() -> t.NoReturn:
 
     def attempt(candidate: dict[str, t.Any], source: dict[str, t.Any]) -> int:
         unpack(candidate, source, params["identity"], stage, deadline)
-        return check(stage, params["paths"])
+        return check(stage, wanted(candidate), bool(params["paths"]))
 
     try:
         candidate, store, count, rejected = _fetch.first_good(params["candidates"], attempt)
-        kept = [swap(stage + path, path, params["run_id"]) for path in params["paths"]]
-        linked = point(params["link"], params["paths"][0]) if params["link"] else False
-    except (_fetch.FetchError, TreeError, OSError) as exc:
+        paths = wanted(candidate)
+        kept = [swap(stage + path, path, params["run_id"]) for path in paths]
+        linked = point(params["link"], paths[0]) if params["link"] else False
+    except (_fetch.FetchError, TreeError, OSError, KeyError) as exc:
         module.fail_json(msg=str(exc), titan_dr={"gates": [{"name": params["gate"], "verdict": "fail", "evidence": str(exc)}]})
     finally:
         shutil.rmtree(stage, ignore_errors=True)

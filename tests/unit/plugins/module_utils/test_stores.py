@@ -90,12 +90,6 @@ def test_stores_in_the_given_order(sealed_manifest: Any, key: Any) -> None:
     assert [(candidate["id"], candidate["stores"]) for candidate in plan["redis"]] == [(two["id"], ["far"]), (one["id"], ["near", "far"])]
 
 
-def test_before(sealed_manifest: Any, key: Any) -> None:
-    points = [sealed_manifest(key, seconds) for seconds in (0, 300, 600)]
-    plan, dummy, dummy = _stores.plan({"a": raw(*points)}, "lab", key.identity, before=points[1]["taken_at"])
-    assert ids(plan) == [points[1]["id"], points[0]["id"]]
-
-
 def test_wrong_identity(sealed_manifest: Any, key: Any, other_key: Any) -> None:
     plan, notes, locked = _stores.plan({"a": raw(sealed_manifest(key))}, "lab", other_key.identity)
     assert ids(plan) == [] and len(locked) == 1 and "does not open it" in locked[0]

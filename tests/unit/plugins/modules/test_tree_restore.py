@@ -39,6 +39,10 @@ class Case:
             self.name("redis.conf"): b"port 1",
         }
 
+    def release(self) -> dict[str, Any]:
+        """The parameters that restore a release."""
+        return {**{key: value for key, value in self.params.items() if key != "paths"}, "link": str(self.live / "current")}
+
     def name(self, path: str) -> str:
         return str(self.live / path).lstrip("/")
 
@@ -59,7 +63,7 @@ class Case:
         place = self.folder / f"{name}.object"
         place.write_bytes(data)
         source = {"store": "near", "kind": "file", "path": str(place)}
-        self.params["candidates"].append({"id": name, "taken_at": 1.0, "object": entry, "details": {}, "sources": [source]})
+        self.params["candidates"].append({"id": name, "taken_at": 1.0, "object": entry, "details": {"path": str(self.live / "config")}, "sources": [source]})
 
 
 @pytest.fixture
@@ -153,11 +157,6 @@ def test_broken_json(case: Case, run_module: Any, text: bytes) -> None:
     assert result["failed"] and f"{case.live}/config/deep/phase.json is not JSON" in result["msg"] and untouched(case)
 
 
-def test_the_json_of_foreign_modules_is_theirs(case: Case, run_module: Any) -> None:
-    case.add(content={**case.content, case.name("config/node_modules/x/tsconfig.json"): b"// comment"})
-    assert run_module(tree_restore, case.params)["changed"]
-
-
 def test_an_older_restore_point_when_the_newest_is_broken(case: Case, run_module: Any) -> None:
     case.add("p2", {**case.content, case.name("config/brain.json"): b"{"})
     case.add("p1")
@@ -200,7 +199,7 @@ def test_an_absolute_member_stays_in_the_stage(case: Case, run_module: Any) -> N
 def test_link(case: Case, run_module: Any) -> None:
     case.add()
     (case.live / "current").symlink_to("/somewhere")
-    params = {**case.params, "link": str(case.live / "current")}
+    params = case.release()
     assert run_module(tree_restore, params)["changed"]
     assert os.readlink(case.live / "current") == str(case.live / "config")
     assert run_module(tree_restore, params)["changed"] is False
@@ -208,10 +207,19 @@ def test_link(case: Case, run_module: Any) -> None:
     assert run_module(tree_restore, params)["changed"] and (case.live / "current").is_dir()
 
 
+def test_an_older_release_is_taken_from_its_own_place(case: Case, run_module: Any) -> None:
+    case.add("newest", content={})
+    case.add("older", content={case.name("r-older/server.js"): b"1", case.name("r-older/tsconfig.json"): b"// not JSON"})
+    case.params["candidates"][1]["details"] = {"path": str(case.live / "r-older")}
+    result = run_module(tree_restore, case.release())
+    assert result["restore_point"] == "older" and "newest" in result["titan_dr"]["notes"][0]
+    assert os.readlink(case.live / "current") == str(case.live / "r-older")
+
+
 def test_link_stays_when_the_restore_fails(case: Case, run_module: Any) -> None:
     case.add(content={})
     (case.live / "current").symlink_to("/somewhere")
-    assert run_module(tree_restore, {**case.params, "link": str(case.live / "current")})["failed"]
+    assert run_module(tree_restore, case.release())["failed"]
     assert os.readlink(case.live / "current") == "/somewhere"
 
 
