@@ -155,8 +155,10 @@ def _result(rows: list[Row], start: Row, end: Row | None, gates: list[dict[str, 
         return "recovered", "Check mode: nothing was changed, and no step refused."
     if not gates:
         return "failed", "No gate was reported, so nothing proves the recovery."
-    if _trading(rows)[1] == "halted":
-        return "failed", "Trading is still halted."
+    trading = _trading(rows)[1]
+    if trading != "resumed":
+        # a playbook that broke off after its first plays looks like a success in all other respects
+        return "failed", "Trading is still halted." if trading else "The playbook ended before anything said that trading goes on."
     rescued = [row["name"] for row in failures]
     return "recovered", "All gates passed." + (f" Made good on the way: {', '.join(rescued)}." if rescued else "")
 

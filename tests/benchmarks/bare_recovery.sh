@@ -282,7 +282,7 @@ scratch_answers() {
 redis_prove() {
   local pid
   chown redis:redis "$STAGE" "$STAGE/base.rdb"
-  setpriv --reuid redis --regid redis --clear-groups redis-server - >/dev/null 2>&1 <<END &
+  (trap - ERR && exec setpriv --reuid redis --regid redis --clear-groups redis-server - >/dev/null 2>&1) <<END &
 port 0
 unixsocket $STAGE/scratch.sock
 dir $STAGE

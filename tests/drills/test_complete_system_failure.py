@@ -57,7 +57,7 @@ def sh(host: str, script: str) -> str:
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabState]:
-    """A Titan with data and two restore points, and then no Titan."""
+    """A Titan with data and two restore points."""
     raised = lab.up("guide", print, None)
     try:
         folder = tmp_path_factory.mktemp("lab")
@@ -70,10 +70,16 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabState]:
                 assert backup.rc == 0, backup.output
                 writer.wait_acknowledged(60, timeout=30)
             writer.stop()
-        lab.destroy_host("titan")
         yield raised
     finally:
         lab.down(print)
+
+
+@pytest.fixture(scope="module")
+def lost(state: LabState) -> LabState:
+    """The same without its Titan."""
+    lab.destroy_host("titan")
+    return state
 
 
 def points() -> list[str]:
@@ -94,7 +100,17 @@ def refused(run: Run, *words: str) -> None:
         assert word in run.report["message"] + json.dumps(run.report["gates"]) + json.dumps(run.report["notes"]), run.report
 
 
-def test_an_inventory_without_a_replacement_is_refused(state: LabState, tmp_path: Path) -> None:
+def test_an_old_server_that_answers_but_cannot_be_halted_stops_the_recovery(state: LabState, tmp_path: Path) -> None:
+    before = fingerprint("replacement")
+    sh("titan", "mkdir -p /var/lib/titan-dr/halt/in-the-way")
+    run = Run(tmp_path / "run")
+    assert run.rc != 0
+    assert run.report["result"] == "failed"
+    assert "Trading could not be halted" in run.report["message"]
+    assert fingerprint("replacement") == before
+
+
+def test_an_inventory_without_a_replacement_is_refused(lost: LabState, tmp_path: Path) -> None:
     inventory = tmp_path / "hosts.yml"
     inventory.write_text("all:\n  hosts:\n    somewhere:\n")
     run = Run(tmp_path / "run", inventory=inventory)
@@ -103,7 +119,7 @@ def test_an_inventory_without_a_replacement_is_refused(state: LabState, tmp_path
     assert run.report["result"] == "refused"
 
 
-def test_a_wrong_age_key_is_refused_before_anything_is_touched(state: LabState, tmp_path: Path) -> None:
+def test_a_wrong_age_key_is_refused_before_anything_is_touched(lost: LabState, tmp_path: Path) -> None:
     before = fingerprint("replacement")
     wrong = tmp_path / "wrong.json"
     wrong.write_text(json.dumps({"titan_age_identity": str(pyrage.x25519.Identity.generate())}))
@@ -113,7 +129,7 @@ def test_a_wrong_age_key_is_refused_before_anything_is_touched(state: LabState, 
     assert fingerprint("replacement") == before
 
 
-def test_a_server_with_somebody_elses_data_is_refused_and_keeps_it(state: LabState, tmp_path: Path) -> None:
+def test_a_server_with_somebody_elses_data_is_refused_and_keeps_it(lost: LabState, tmp_path: Path) -> None:
     sh("replacement", "mkdir /var/lib/redis && echo precious > /var/lib/redis/dump.rdb")
     try:
         refused(Run(tmp_path / "run"), "blank_or_ours", "/var/lib/redis holds dump.rdb")
@@ -122,8 +138,8 @@ def test_a_server_with_somebody_elses_data_is_refused_and_keeps_it(state: LabSta
         sh("replacement", "rm -r /var/lib/redis")
 
 
-def test_too_little_disk_is_refused(state: LabState, tmp_path: Path) -> None:
-    name = state.host("replacement")["name"]
+def test_too_little_disk_is_refused(lost: LabState, tmp_path: Path) -> None:
+    name = lost.host("replacement")["name"]
     pid = subprocess.run(["podman", "inspect", "--format", "{{.State.Pid}}", name], capture_output=True, text=True, check=True).stdout.strip()
     sh("replacement", "mkdir /var/lib/redis")
     subprocess.run(["nsenter", "-t", pid, "-m", "mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", "/var/lib/redis"], check=True)
@@ -134,7 +150,7 @@ def test_too_little_disk_is_refused(state: LabState, tmp_path: Path) -> None:
         sh("replacement", "rmdir /var/lib/redis")
 
 
-def test_check_mode_changes_nothing_and_says_what_it_would_do(state: LabState, tmp_path: Path) -> None:
+def test_check_mode_changes_nothing_and_says_what_it_would_do(lost: LabState, tmp_path: Path) -> None:
     before = fingerprint("replacement")
     run = Run(tmp_path / "run", "--check")
     assert run.rc == 0, run.output
@@ -145,7 +161,7 @@ def test_check_mode_changes_nothing_and_says_what_it_would_do(state: LabState, t
         assert word in said, said
 
 
-def test_no_store_at_all_is_refused(state: LabState, tmp_path: Path) -> None:
+def test_no_store_at_all_is_refused(lost: LabState, tmp_path: Path) -> None:
     sh("backup", "systemctl stop seaweedfs ssh")
     try:
         refused(Run(tmp_path / "run"), "No store can be read", "cloud", "offhost")
@@ -153,7 +169,7 @@ def test_no_store_at_all_is_refused(state: LabState, tmp_path: Path) -> None:
         sh("backup", "systemctl start seaweedfs ssh")
 
 
-def test_recovers_from_the_older_point_when_the_newest_is_corrupt_and_one_store_is_dead(state: LabState, tmp_path: Path) -> None:
+def test_recovers_from_the_older_point_when_the_newest_is_corrupt_and_one_store_is_dead(lost: LabState, tmp_path: Path) -> None:
     older, newest = points()
     path = f"/backups/titan-lab/points/{newest}/redis.rdb.zst.age"
     damage = "import sys; f = open(sys.argv[1], 'r+b'); f.seek(2000); byte = f.read(1)[0]; f.seek(2000); f.write(bytes([byte ^ 1]))"
@@ -169,14 +185,14 @@ def test_recovers_from_the_older_point_when_the_newest_is_corrupt_and_one_store_
     assert f"passed over: restore point {newest} from offhost" in notes
     assert "store cloud does not answer" in notes
     assert run.gate("no_package_registry")["verdict"] == "pass"
-    secrets = [state.redis_password, state.s3["secret_key"], state.age["identity"], state.sftp["private_key"].splitlines()[2]]
+    secrets = [lost.redis_password, lost.s3["secret_key"], lost.age["identity"], lost.sftp["private_key"].splitlines()[2]]
     for secret in secrets:
         assert secret not in run.files()
         assert secret not in run.output
     assert "AGE-SECRET-KEY" not in sh("replacement", "grep -rls AGE-SECRET-KEY /var /etc /opt /root /tmp /run 2>/dev/null || true")
 
 
-def test_a_second_run_changes_nothing_and_passes(state: LabState, tmp_path: Path) -> None:
+def test_a_second_run_changes_nothing_and_passes(lost: LabState, tmp_path: Path) -> None:
     sh("backup", "systemctl start seaweedfs")
     run = Run(tmp_path / "run")
     assert run.rc == 0, run.output

@@ -52,6 +52,11 @@ def test_a_recovery_that_leaves_trading_halted_is_none() -> None:
     assert Rows().gate(1, "g", "pass").task(2, "failed").task(3, trading="halted").end(4)["result"] == "failed"
 
 
+def test_a_playbook_that_broke_off_is_no_recovery() -> None:
+    report = Rows().gate(1, "g", "pass").task(2, "ignored").end(3)
+    assert (report["result"], report["rto"]["met"]) == ("failed", None)
+
+
 def test_no_gate_proves_nothing() -> None:
     assert Rows().task(1).end(2)["result"] == "failed"
     assert Rows(kind="check").task(1).end(2)["result"] == "recovered"
@@ -65,7 +70,7 @@ def test_a_gate_that_did_not_pass_is_no_recovery(verdict: str) -> None:
 
 
 def test_a_later_gate_replaces_an_earlier_one() -> None:
-    assert Rows().gate(1, "g", "fail", "first").gate(2, "g", "pass", "second").end(3)["result"] == "recovered"
+    assert Rows().gate(1, "g", "fail", "first").gate(2, "g", "pass", "second").task(2, trading="resumed").end(3)["result"] == "recovered"
     assert Rows().gate(1, "g", "pass", "first").gate(2, "g", "unknown", "second").end(3)["result"] == "failed"
 
 
@@ -89,7 +94,7 @@ def test_the_reason_of_a_failure_is_the_message() -> None:
 
 
 def test_a_rescued_failure_is_told_and_does_not_decide() -> None:
-    report = Rows().gate(0, "g", "pass").task(1, "failed", name="newest restore point").end(2)
+    report = Rows().gate(0, "g", "pass").task(1, "failed", name="newest restore point").task(2, trading="resumed").end(2)
     assert report["result"] == "recovered" and "newest restore point" in report["message"]
 
 
@@ -107,7 +112,7 @@ def test_cut_off_cancelled_aborted() -> None:
 
 def test_objectives() -> None:
     assert Rows().gate(1, "g", "pass").end(90.4)["rto"]["met"] is False
-    assert Rows().gate(1, "g", "pass").end(61)["rto"]["met"] is True
+    assert Rows().gate(1, "g", "pass").task(61, trading="resumed").end(61)["rto"]["met"] is True
     assert Rows().gate(1, "g", "fail").end(61)["rto"]["met"] is None
     assert Rows(rto_s=None).gate(1, "g", "pass").end(61)["rto"]["met"] is None
     assert Rows().gate(1, "g", "pass").end(1)["rpo"]["met"] is None

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.titan.disaster_recovery.plugins.plugin_utils._run_files import RunFiles
+
+
+def test_lines_are_appended_and_nobody_else_reads_them(tmp_path: Path) -> None:
+    files = RunFiles(tmp_path / "runs" / "r1")
+    files.prepare()
+    for line in ("one\n", "two\n"):
+        files.append(line)
+    files.save({"result": "cancelled"})
+    files.save({"result": "recovered"})
+    assert files.ledger.read_text() == "one\ntwo\n"
+    assert json.loads(files.report.read_text()) == {"result": "recovered"}
+    assert sorted(path.name for path in files.directory.iterdir()) == ["ledger.jsonl", "report.json"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (files.ledger, files.report)} == {0o600}
+    assert stat.S_IMODE(files.directory.stat().st_mode) == 0o700
+    assert files.lost is None
+
+
+def test_an_earlier_run_is_kept(tmp_path: Path) -> None:
+    for number in range(3):
+        files = RunFiles(tmp_path)
+        files.prepare()
+        files.append(f"{number}\n")
+    assert [(tmp_path / name).read_text() for name in ("ledger.jsonl", "ledger.jsonl.1", "ledger.jsonl.2")] == ["2\n", "0\n", "1\n"]
+
+
+def test_a_place_that_cannot_be_written_is_refused_at_the_start_and_told_later(tmp_path: Path) -> None:
+    with pytest.raises(OSError):
+        RunFiles(Path("/proc/titan-dr")).prepare()
+    files = RunFiles(tmp_path / "run")
+    files.prepare()
+    files.ledger.unlink()
+    files.directory.rmdir()
+    files.append("lost\n")
+    first = files.lost
+    assert first is not None and "ledger.jsonl" in first
+    files.save({})
+    # the first reason stays
+    assert files.lost == first
