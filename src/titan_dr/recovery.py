@@ -13,7 +13,7 @@ from typing import Any
 from titan_dr import playbooks, report, runner
 from titan_dr.cancel import Cancellation
 from titan_dr.display import Display
-from titan_dr.events import Event, LedgerTail, Outcome, Output
+from titan_dr.events import Event, LedgerTail, Outcome, Output, StepFailed
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,31 @@ def recover(request: Request, display: Display, cancellation: Cancellation) -> d
         # no task failed in what was measured: the reason is in what Ansible said last
         display.say("\n".join(last_words))
     final = judge(found, outcome, request, objectives, cancellation.requested)
+    # the hosts of a drill are about to be removed; before the first halt there is nothing to make safe
+    if outcome.cancelled and request.kind == "real" and not request.check and final["trading"]:
+        make_safe(request, display, final)
     report.save(path, final)
     return final
+
+
+def make_safe(request: Request, display: Display, final: dict[str, Any]) -> None:
+    """Whatever the cancelled run was doing, trading is halted after it; the report says whether that could be proven."""
+    display.say("Cancelled: making sure that trading is halted")
+    failures: list[str] = []
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, StepFailed):
+            failures.append(f"{event.name} on {event.host}: {event.message}")
+
+    # its own: the signal that cancelled the recovery must not cancel this
+    outcome = runner.run(job(request, "safe_state", request.run_dir / "safe_state"), on_event, Cancellation())
+    if outcome.rc == 0:
+        final["trading"] = "halted"
+        final["message"] += " Trading is halted."
+    else:
+        final["trading"] = None
+        reason = failures[-1] if failures else f"safe_state.yml ended with exit code {outcome.rc}"
+        final["message"] += f" WHETHER TRADING IS HALTED IS UNKNOWN: {reason}"
 
 
 def judge(found: dict[str, Any] | None, outcome: Outcome, request: Request, objectives: Mapping[str, Any], signal_name: str | None) -> dict[str, Any]:

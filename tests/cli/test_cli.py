@@ -194,7 +194,10 @@ def test_a_playbook_that_cannot_start(checkout: Checkout, capsys: pytest.Capture
     assert "YAML" in capsys.readouterr().out
 
 
-def test_ctrl_c(checkout: Checkout) -> None:
+@pytest.mark.parametrize("safe", [True, False])
+def test_ctrl_c_ends_in_a_safe_state_or_says_that_nobody_knows(checkout: Checkout, safe: bool) -> None:
+    end = {"ansible.builtin.assert": {"that": [safe]}, "name": "Halt"}
+    (checkout.root / "playbooks" / "safe_state.yml").write_text(yaml.safe_dump([{"hosts": "localhost", "gather_facts": False, "tasks": [end]}]))
     checkout.play("provision", {"trading": "halted"}, {"name": "Wait", "ansible.builtin.command": {"argv": ["sleep", "4321"]}})
     command = [sys.executable, "-m", "titan_dr", "recover", SCENARIO, "-i", "hosts"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -212,8 +215,9 @@ def test_ctrl_c(checkout: Checkout) -> None:
         if process.stdout is not None:
             process.stdout.close()
     found = checkout.report()
-    assert (found["result"], found["trading"]) == ("cancelled", "halted") and "SIGINT" in found["message"]
-    assert sorted(path.name for path in next((checkout.root / "runs").iterdir()).iterdir()) == ["ansible.log", "ledger.jsonl", "report.json"]
+    assert found["result"] == "cancelled" and "SIGINT" in found["message"]
+    assert (found["trading"], "UNKNOWN: Halt on localhost" in found["message"]) == (("halted", False) if safe else (None, True))
+    assert sorted(path.name for path in next((checkout.root / "runs").iterdir()).iterdir()) == ["ansible.log", "ledger.jsonl", "report.json", "safe_state"]
 
 
 def test_scenarios(checkout: Checkout, capsys: pytest.CaptureFixture[str]) -> None:
