@@ -31,7 +31,7 @@ from ansible_collections.titan.disaster_recovery.plugins.module_utils._pm2 impor
 )
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._probe import FAIL, PASS, Verdict, call
 
-_POLL = 0.25
+_POLL = 0.1
 # So many restarts right after a start are a crash loop; the rest of the start timeout is not spent on it.
 _CRASHES = 3
 _TERM_AFTER, _KILL_AFTER, _GIVE_UP_AFTER = 0.5, 3.0, 5.0

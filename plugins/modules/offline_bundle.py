@@ -12,6 +12,7 @@ version_added: "0.1.0"
 author: [Titan DR maintainers (@titan-dr)]
 description:
   - With O(source=bundle) the packages and the PM2 tree come out of the restore point's bundle.
+  - With O(source=kept) they come out of what an earlier call left on this server, nothing is fetched, and PM2 is left alone.
   - With O(source=registry), on a healthy day, the packages are downloaded by apt into the same place and installed from there in the same way,
     so that what a backup packs later is what was installed.
   - The list of packages is closed over everything that a blank Debian with O(base_packages) does not have.
@@ -20,7 +21,7 @@ options:
   source:
     description: Where packages come from.
     type: str
-    choices: [bundle, registry]
+    choices: [bundle, kept, registry]
     default: bundle
   packages:
     description: Packages that are needed.
@@ -189,7 +190,7 @@ def install(params: dict[str, t.Any], deadline: float, timings: dict[str, float]
 def main() -> t.NoReturn:
     module = AnsibleModule(
         argument_spec={
-            "source": {"type": "str", "choices": ["bundle", "registry"], "default": "bundle"},
+            "source": {"type": "str", "choices": ["bundle", "kept", "registry"], "default": "bundle"},
             "packages": {"type": "list", "elements": "str", "required": True},
             "first": {"type": "list", "elements": "str", "default": []},
             "base_packages": {"type": "list", "elements": "str", "default": []},
@@ -214,7 +215,9 @@ def main() -> t.NoReturn:
     rejected: list[str] = []
     started = time.monotonic()
     try:
-        if params["source"] == "registry":
+        if params["source"] == "kept":
+            origin = "the bundle that this server keeps"
+        elif params["source"] == "registry":
             download(params, deadline)
             origin = "the registry"
         else:

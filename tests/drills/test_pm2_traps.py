@@ -170,8 +170,10 @@ class Pm2:
         """Leave a process behind as PM2 does when a restart goes wrong: its environment, init as its parent."""
         app = next(app for app in self.apps if app["name"] == name)
         environment = {"PATH": os.environ["PATH"], **app["env"], "name": name, "pm_id": "0", "PM2_HOME": str(self.home)}
+        # the program itself: a `node` on the path may be a wrapper that stays as its parent
+        node = subprocess.run(["node", "-p", "process.execPath"], capture_output=True, text=True, check=True).stdout.strip()
         done = subprocess.run(
-            ["sh", "-c", 'node "$0" >/dev/null 2>&1 & echo $!', str(self.script)], env=environment, start_new_session=True,
+            ["sh", "-c", '"$0" "$1" >/dev/null 2>&1 & echo $!', node, str(self.script)], env=environment, start_new_session=True,
             user=self.account.pw_uid, group=self.account.pw_gid, capture_output=True, text=True, check=True,
         )
         port = next(item["port"] for item in self.components if item["name"] == name)
