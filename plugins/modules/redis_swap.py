@@ -141,6 +141,8 @@ def build(stage: str, conf: _redis.RedisConf, user: str) -> str:
     for folder, folders, files in os.walk(live):
         for name in [folder, *(os.path.join(folder, item) for item in folders + files)]:
             os.chown(name, owner.pw_uid, owner.pw_gid)
+        for item in files:
+            os.chmod(os.path.join(folder, item), 0o640)
     os.chmod(live, 0o750)
     return live
 

@@ -209,13 +209,16 @@ def test_a_run_id_from_outside(playbooks: Playbooks) -> None:
 
 @pytest.mark.parametrize(("signum", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT"), (signal.SIGKILL, "")])
 def test_a_run_that_is_killed_says_cancelled(playbooks: Playbooks, signum: int, name: str) -> None:
-    path = playbooks.write([play("provision", say({"trading": "halted"}), {"name": "Wait", "ansible.builtin.command": {"argv": ["sleep", "30"]}})])
+    # not before the task runs: in the middle of a fork ansible-playbook may swallow one SIGINT
+    runs = playbooks.away / "runs"
+    wait = {"name": "Wait", "ansible.builtin.command": {"argv": ["sh", "-c", f"touch {runs} && exec sleep 30"]}}
+    path = playbooks.write([play("provision", say({"trading": "halted"}), wait)])
     command = ["ansible-playbook", "-i", "localhost,", "-c", "local", str(path)]
     process = subprocess.Popen(command, cwd=playbooks.away, env=playbooks.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         deadline = time.monotonic() + 30
         ledger = playbooks.run_dir / "ledger.jsonl"
-        while not (ledger.exists() and '"halted"' in ledger.read_text()):
+        while not (runs.exists() and '"halted"' in ledger.read_text()):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         process.send_signal(signum)
