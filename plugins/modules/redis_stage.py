@@ -183,6 +183,7 @@ def stage(params: dict[str, t.Any], directory: str, timings: dict[str, float]) -
         "expected": expectation(candidate, params["canary"]),
         "rpo": {"actual_s": round(max(0.0, params["incident_started_at"] - data_at), 2), "basis": basis},
         "rejected": rejected,
+        "versions": {"redis": candidate["details"]["version"]},
     }
 
 
@@ -199,6 +200,7 @@ def work(params: dict[str, t.Any], directory: str) -> dict[str, t.Any]:
     rows = {
         "restore_point": result["restore_point"],
         "rpo": result.pop("rpo"),
+        "versions": result.pop("versions"),
         "gates": [{"name": "redis_proof", "verdict": "pass", "evidence": result["restore_point"]["proof"]}],
         "notes": [f"passed over: {reason}" for reason in result.pop("rejected")],
         "timings": timings,

@@ -14,7 +14,7 @@ from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fe
 from ansible_collections.titan.disaster_recovery.plugins.modules import redis_stage
 
 CANARY = {"key": "titan:dr:canary", "db": 1}
-DETAILS = {
+DETAILS = {"version": "7.0.15",
     "keyspace": {"db0": {"keys": 10, "expires": 2}, "db1": {"keys": 3, "expires": 0}},
     "expired": 0,
     "databases": 16,
@@ -80,6 +80,7 @@ def test_proven(case: Case, dump: bytes, run_module: Any) -> None:
     assert result["expected"]["canary"] == {**CANARY, "seq": 7, "at": 1000.0} and result["expected"]["keyspace"] == DETAILS["keyspace"]
     rows = result["titan_dr"]
     assert rows["gates"][0]["verdict"] == "pass" and "canary 7" in rows["gates"][0]["evidence"]
+    assert rows["versions"] == {"redis": "7.0.15"}
     assert rows["rpo"] == {"actual_s": 100.0, "basis": "canary"} and rows["restore_point"]["id"] == "new" and rows["notes"] == []
     assert set(rows["timings"]) == {"fetch", "wait_for_packages", "prove"}
 
