@@ -432,7 +432,11 @@ def test_destroyed_host_is_gone_and_comes_back_blank(small_lab: state.LabState) 
 @pytest.mark.lab
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_start_leaves_nothing(folder: Path, sent: signal.Signals) -> None:
-    code = "from titan_dr.lab import hosts; hosts.up('guide', lambda text: print(text, flush=True), hosts=['replacement', 'backup'])"
+    # A shell that starts this in the background has SIGINT ignored, and Python keeps what it inherits.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from titan_dr.lab import hosts; hosts.up('guide', lambda text: print(text, flush=True), hosts=['replacement', 'backup'])"
+    )
     environment = {**os.environ, "PYTHONPATH": str(project_root() / "src")}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment) as process:
         assert process.stdout is not None
