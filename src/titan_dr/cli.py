@@ -23,7 +23,7 @@ from titan_dr.cancel import SIGNALS, Cancellation, Cancelled
 EXIT_CODES = """\
 exit codes:
   0  recovered, and the objectives were met
-  1  failed; trading is halted, nothing old was removed
+  1  failed; trading was not resumed, nothing old was removed
   2  the command was used wrongly
   3  refused in preflight; nothing was changed
   4  recovered, but the RTO or the RPO was missed or is not proven
