@@ -244,6 +244,8 @@ def redis(packer: Packer, params: dict[str, t.Any]) -> tuple[float, dict[str, t.
         if os.path.getmtime(kept) < int(taken_at):
             raise BackupError(f"{dump} is older than the save that was asked for")
         found = _scratch.load(kept, scratch, conf.databases, params["canary"], params["redis_user"], packer.deadline)
+        if not found["keyspace"]:
+            raise BackupError("Redis holds no keys: a restore point of it would stand before the last good one")
         size = os.path.getsize(kept)
         with open(kept, "rb") as stream:
             digest = packer.pack(

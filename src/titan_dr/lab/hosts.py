@@ -294,6 +294,9 @@ def _wait_host(engine: Engine, state: LabState, name: str, stop: threading.Event
         if first:
             patient.start(engine, host["name"], state.profile)
         wait_for("titan", TITAN_DEADLINE_S, lambda: patient.complaint(engine, host["name"], state.profile), stop, interval=0.4)
+        if first and "exchange" in state.hosts:
+            # Before its first trade Redis is empty, and there would be nothing to back up.
+            wait_for("a first trade", TITAN_DEADLINE_S, lambda: _trade_complaint(f"{state.exchange_control}/log"), stop, interval=0.4)
 
 
 def ssh_complaint(state: LabState, address: str, connect_s: int = 5) -> str | None:
@@ -314,6 +317,15 @@ def _http_complaint(url: str) -> str | None:
             return None if isinstance(json.load(reply), dict) else f"{url} answered no JSON object"
     except (OSError, ValueError) as exc:
         return f"{url}: {exc}"
+
+
+def _trade_complaint(url: str) -> str | None:
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=3) as reply:
+            orders = json.load(reply)["orders"]
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        return f"{url}: {exc}"
+    return None if any(order["outcome"] == "accepted" for order in orders) else "the exchanges have not accepted an order yet"
 
 
 def s3_client(state: LabState, **override: Any) -> Any:

@@ -266,7 +266,12 @@ def spoil_password(production: Production) -> str:
     return "NOAUTH"
 
 
-@pytest.mark.parametrize("spoil", [spoil_save, spoil_config, spoil_debs, spoil_release, spoil_name, spoil_recipient, spoil_password])
+def spoil_data(production: Production) -> str:
+    production.server.client.call("FLUSHALL")
+    return "Redis holds no keys"
+
+
+@pytest.mark.parametrize("spoil", [spoil_data, spoil_save, spoil_config, spoil_debs, spoil_release, spoil_name, spoil_recipient, spoil_password])
 def test_what_is_not_complete_is_no_restore_point(production: Production, run_module: Any, spoil: Any) -> None:
     why = spoil(production)
     result = run_module(restore_point_create, production.params)
