@@ -13,6 +13,8 @@ author: [Titan DR maintainers (@titan-dr)]
 description:
   - Fastens the halt latch first. Then, if services run, asks them to halt and confirms the effect. If that cannot be confirmed, stops the services' unit
     and proves that no process of their user is left.
+  - Services that do not look at the latch are stopped and kept from starting at the next boot in any case, because they would forget a halt at their next
+    restart.
   - A halt that cannot be proven fails.
 options:
   latch:
@@ -39,6 +41,10 @@ options:
     description: The systemd unit that runs the services.
     type: str
     required: true
+  latch_honoured:
+    description: Whether the services stay halted while the latch exists.
+    type: bool
+    default: true
   timeout:
     description: Seconds for each rung, the call and the stop.
     type: float
@@ -107,9 +113,10 @@ def processes_of(user: str) -> list[int]:
     return found
 
 
-def stop(unit: str, user: str, timeout: float) -> list[int]:
-    """Stop the unit, then end what is left of its user; returns the processes that survive."""
-    subprocess.run(["systemctl", "stop", unit], capture_output=True, timeout=timeout + 90, check=False)
+def stop(unit: str, user: str, timeout: float, for_good: bool) -> list[int]:
+    """Stop the unit, with `for_good` also at the next boot, then end what is left of its user; returns the processes that survive."""
+    verb = ["disable", "--now"] if for_good else ["stop"]
+    subprocess.run(["systemctl", *verb, unit], capture_output=True, timeout=timeout + 90, check=False)
     end = time.monotonic() + timeout
     while processes_of(user) and time.monotonic() < end:
         time.sleep(0.1)
@@ -127,12 +134,16 @@ def stop(unit: str, user: str, timeout: float) -> list[int]:
 def halt(params: dict[str, t.Any]) -> dict[str, str]:
     """The rungs; the gate with its evidence."""
     if not processes_of(params["user"]):
+        if not params["latch_honoured"]:
+            stop(params["unit"], params["user"], params["timeout"], for_good=True)
         return {"name": "halted", "verdict": "pass", "evidence": f"latch fastened, no process of user {params['user']}"}
     asked = _probe.call(params["call"], params["timeout"])
-    if asked.verdict == _probe.PASS:
+    confirmed = asked.verdict == _probe.PASS
+    if confirmed and params["latch_honoured"]:
         return {"name": "halted", "verdict": "pass", "evidence": f"latch fastened, {asked.evidence}"}
-    left = stop(params["unit"], params["user"], params["timeout"])
-    evidence = f"the services did not confirm ({asked.evidence}); unit {params['unit']} stopped, {len(left)} processes of {params['user']} left"
+    left = stop(params["unit"], params["user"], params["timeout"], for_good=not params["latch_honoured"])
+    why = "the services would forget it at a restart" if confirmed else f"the services did not confirm ({asked.evidence})"
+    evidence = f"{why}; unit {params['unit']} stopped, {len(left)} processes of {params['user']} left"
     return {"name": "halted", "verdict": "fail" if left else "pass", "evidence": evidence}
 
 
@@ -145,6 +156,7 @@ def main() -> t.NoReturn:
             "call": {"type": "dict", "required": True},
             "user": {"type": "str", "required": True},
             "unit": {"type": "str", "required": True},
+            "latch_honoured": {"type": "bool", "default": True},
             "timeout": {"type": "float", "default": 5},
         },
         supports_check_mode=True,

@@ -112,6 +112,14 @@ def test_confirmed(titan: Titan, process: Any, systemctl: list[list[str]], run_m
     assert again["changed"] is False and again["generation"] == 1
 
 
+def test_services_that_would_forget_their_halt_are_stopped_for_good(titan: Titan, process: Any, systemctl: list[list[str]], run_module: Any) -> None:
+    result = run_module(trading_halt, {**halt(titan), "latch_honoured": False})
+    assert systemctl == [["systemctl", "disable", "--now", "pm2-test"]] and process.wait(5) == -signal.SIGKILL
+    assert not titan.trading and "would forget it" in result["titan_dr"]["gates"][0]["evidence"] and result["titan_dr"]["trading"] == "halted"
+    again = run_module(trading_halt, {**halt(titan), "latch_honoured": False})
+    assert again["titan_dr"]["gates"][0]["verdict"] == "pass" and len(systemctl) == 2, "what is stopped is kept from the next boot too"
+
+
 @pytest.mark.parametrize("lie", ["obeys", "html", "gone"])
 def test_a_halt_that_is_not_confirmed_stops_the_services(titan: Titan, process: Any, systemctl: list[list[str]], run_module: Any, lie: str) -> None:
     """200 and go on trading; a page instead of JSON; no answer at all."""
