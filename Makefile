@@ -11,7 +11,7 @@ COLLECTIONS := $(CURDIR)/playbooks/collections
 COLLECTION := playbooks/collections/ansible_collections/titan/disaster_recovery
 STAGE := .ci/stage
 
-.PHONY: help setup drill drill-installed test lint unit sanity build-check molecule drills soak clean
+.PHONY: help setup drill drill-installed test lint unit campaign sanity build-check molecule drills soak clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 24
@@ -19,17 +19,19 @@ help: ## list the targets
 setup: ## install the Debian packages and make .venv
 	@.ci/setup
 
-drill: setup ## lose a Titan server in the lab and recover it on a blank one
-	@echo 'drill: complete_system_failure in the lab; the first run also builds the lab images'
-	.venv/bin/titan-dr drill complete_system_failure
+SCENARIO ?= complete_system_failure
+drill: setup ## lose a Titan server in the lab and recover it on a blank one; another disaster: SCENARIO=database_corruption [FAULT=hung]
+	@echo 'drill: $(SCENARIO) in the lab; the first run also builds the lab images'
+	.venv/bin/titan-dr drill $(SCENARIO) $(if $(FAULT),--fault $(FAULT))
 
 drill-installed: setup ## the same drill with the collection built and installed elsewhere
 	pytest -m lab -s tests/drills/test_installed.py
 
-test: ## every check: setup, lint, unit, sanity, build-check, drill, molecule, drills
+test: ## every check: setup, lint, unit, campaign, sanity, build-check, drill, molecule, drills
 	@$(STAGE) setup .ci/setup
 	@$(STAGE) lint $(MAKE) lint
 	@$(STAGE) unit $(MAKE) unit
+	@$(STAGE) campaign $(MAKE) campaign
 	@$(STAGE) sanity $(MAKE) sanity
 	@$(STAGE) build-check $(MAKE) build-check
 	@$(STAGE) drill $(MAKE) drill
@@ -47,6 +49,9 @@ lint: setup ## ruff, mypy, yamllint, changelog, ansible-lint (profile production
 unit: setup ## tests that need no lab
 	pytest -m 'not lab'
 
+campaign: setup ## damage dumps of four servers in thousands of ways, hold verification against the servers' own checkers
+	pytest -m 'not slow' -s tests/campaign
+
 sanity: setup ## ansible-test sanity on what the collection ships
 	tests/sanity.sh
 
@@ -59,7 +64,8 @@ molecule: setup ## the molecule scenarios, on lab hosts
 drills: setup ## real faults against the lab
 	pytest -m 'lab and not slow' --durations=15 tests/lab tests/drills
 
-soak: setup ## the drills that are too slow for every change
+soak: setup ## the drills and the campaign that are too slow for every change
+	pytest -m slow -s tests/campaign
 	pytest -m 'lab and slow' --durations=15 tests/lab tests/drills
 
 clean: ## remove the lab's hosts and everything that was built here

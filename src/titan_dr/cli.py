@@ -12,13 +12,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
-from rich.console import Console
-
-from titan_dr import display, playbooks, recovery, report
+from titan_dr import playbooks, report
 from titan_dr.cancel import SIGNALS, Cancellation, Cancelled
+from titan_dr.errors import UsageError
+
+# Rich, PyYAML and Ansible are imported where they are needed: `titan-dr verify` has milliseconds.
+if TYPE_CHECKING:
+    from rich.console import Console
 
 EXIT_CODES = """\
 exit codes:
@@ -29,10 +31,14 @@ exit codes:
   4  recovered, but the RTO or the RPO was missed or is not proven
   5  cancelled; trading is halted, the report says so
 """
-
-
-class UsageError(Exception):
-    """Exit code 2."""
+VERIFY_EXIT_CODES = """\
+exit codes:
+  0  every file passed
+  1  a file failed
+  2  the command was used wrongly, or there is no such file
+  4  none failed, but of one it cannot be told
+  5  cancelled
+"""
 
 
 @dataclass
@@ -57,10 +63,27 @@ def parser() -> argparse.ArgumentParser:
 
     drill = _command(commands, "drill", "cause a disaster in the lab and recover from it", _drill, EXIT_CODES)
     drill.add_argument("scenario", metavar="SCENARIO", help="the disaster to cause; `titan-dr scenarios` lists them")
-    _run_options(drill, "only try the recovery; the lab's Titan is backed up and destroyed all the same")
+    _run_options(drill, "only try the recovery; the lab's Titan is backed up and struck all the same")
+    drill.add_argument("--fault", metavar="NAME", help="how the disaster comes about; `titan-dr faults` lists the ways, the first is the default")
     drill.add_argument("--profile", choices=("guide", "variant"), default="guide", help="which Titan stands in the lab (default: %(default)s)")
     drill.add_argument("--keys", type=_count, default=10000, metavar="N", help="keys in Redis before the disaster (default: %(default)s)")
     drill.add_argument("--keep", action="store_true", help="leave the lab's hosts up afterwards")
+
+    check = _command(commands, "verify", "tell whether Redis snapshots and append only files can be trusted", _verify, VERIFY_EXIT_CODES)
+    check.add_argument("paths", nargs="+", metavar="PATH", help="an RDB or AOF file, an appendonlydir, or a directory that is searched for them")
+    check.add_argument("--level", choices=("fast", "deep", "proof"), default="fast", help="how much is proven (default: %(default)s)")
+    check.add_argument("--target", metavar="FACTS", help="the server that is to load them: redis:7.0.15, JSON, a JSON file or a redis.conf")
+    check.add_argument("--recorded", type=Path, metavar="FILE", help="what the backup recorded: a manifest.json, or the output of sha256sum")
+    check.add_argument("--checksum", choices=("required", "digest"), default="required", help="digest: only a recorded SHA-256 proves a file")
+    check.add_argument("--max-age", type=_count, metavar="SECONDS", help="oldest snapshot that meets the RPO")
+    check.add_argument("--server", metavar="PROGRAM", help="server program of level proof (default: redis-server)")
+    check.add_argument("--jobs", type=_jobs, metavar="N", help="processes that work at the same time (default: one for each processor)")
+    check.add_argument("--installed", action="store_true", help="verify with the installed collection, not with this checkout")
+    check.add_argument("--json", action="store_true", help="print the reports as JSON")
+
+    faults = _command(commands, "faults", "list what a drill can break, by scenario", _faults)
+    faults.add_argument("scenario", nargs="?", metavar="SCENARIO", help="only those of this one")
+    faults.add_argument("--json", action="store_true", help="print them as JSON")
 
     lab = _command(commands, "lab", "raise, show or remove the lab's hosts", _lab)
     lab.add_argument("action", choices=("up", "status", "down"), help="what to do")
@@ -103,6 +126,13 @@ def _count(text: str) -> int:
     return value
 
 
+def _jobs(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
 def parse_extra_vars(given: Sequence[str]) -> ExtraVars:
     extra = ExtraVars()
     for text in given:
@@ -112,6 +142,8 @@ def parse_extra_vars(given: Sequence[str]) -> ExtraVars:
                 raise UsageError(f"--extra-vars: there is no file {path}")
             extra.files.append(str(path))
         elif text.lstrip().startswith(("{", "[")):
+            import yaml
+
             try:
                 values = yaml.safe_load(text)
             except yaml.YAMLError as error:
@@ -152,6 +184,8 @@ def _inventories(given: Sequence[str]) -> list[str]:
 
 
 def _console(to_stderr: bool) -> Console:
+    from rich.console import Console
+
     return Console(stderr=to_stderr, highlight=False)
 
 
@@ -164,6 +198,8 @@ def _finish(found: dict[str, Any], path: Path, as_json: bool) -> int:
 
 
 def _recover(options: argparse.Namespace) -> int:
+    from titan_dr import display, recovery
+
     _known(options.scenario, options.installed)
     inventory = _inventories(options.inventory or [path for path in [os.environ.get("ANSIBLE_INVENTORY", "")] if path])
     if not inventory:
@@ -186,12 +222,18 @@ def _recover(options: argparse.Namespace) -> int:
 
 
 def _drill(options: argparse.Namespace) -> int:
-    from titan_dr import drill  # the lab's needs are not a recovery's
+    from titan_dr import display, drill, recovery  # the lab's needs are not a recovery's
+    from titan_dr.lab import faults
 
     _known(options.scenario, options.installed)
+    try:
+        faults.find_fault(options.scenario, options.fault)
+    except faults.UnknownFault as error:
+        raise UsageError(str(error)) from error
     extra = parse_extra_vars(options.extra_vars)
     wanted = drill.Options(
         scenario=options.scenario,
+        fault=options.fault,
         profile=options.profile,
         keys=options.keys,
         keep=options.keep,
@@ -206,6 +248,29 @@ def _drill(options: argparse.Namespace) -> int:
     with Cancellation() as cancellation:
         found = drill.run(wanted, run_dir, display.make(_console(options.json), options.verbose > 0), cancellation)
         return _finish(found, run_dir / report.REPORT_FILE, options.json)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from titan_dr import verify
+
+    with Cancellation() as cancellation, cancellation.attentive():
+        return verify.run(options)
+
+
+def _faults(options: argparse.Namespace) -> int:
+    from titan_dr.lab.faults import FAULTS
+
+    if options.scenario not in (None, *FAULTS):
+        raise UsageError(f"There is no fault for a scenario {options.scenario}; there are some for {', '.join(FAULTS)}")
+    known = {name: {fault.name: fault.summary for fault in found} for name, found in FAULTS.items() if options.scenario in (None, name)}
+    if options.json:
+        print(json.dumps(known, indent=2))
+        return report.OK
+    for name, found in known.items():
+        print(name)
+        for fault, summary in found.items():
+            print(f"  {fault:<18} {summary}")
+    return report.OK
 
 
 def _lab(options: argparse.Namespace) -> int:

@@ -7,8 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from titan_dr import paths
 
 COLLECTION = "titan.disaster_recovery"
@@ -34,6 +32,8 @@ def folder(installed: bool) -> Path:
 
 
 def scenarios(installed: bool) -> dict[str, dict[str, Any]]:
+    import yaml  # not above: `titan-dr verify` has milliseconds
+
     path = folder(installed) / "vars" / "scenarios.yml"
     try:
         known = yaml.safe_load(path.read_text(encoding="utf-8"))["titan_dr_scenarios"]

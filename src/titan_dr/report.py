@@ -8,11 +8,11 @@ import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
 
 REPORT_FILE = "report.json"
 LEDGER_FILE = "ledger.jsonl"
@@ -128,10 +128,16 @@ def moment(value: object) -> str:
 
 
 def _objective(met: object) -> Text:
+    from rich.text import Text
+
     return Text("met", "green") if met is True else Text("MISSED" if met is False else "not proven", "red")
 
 
 def render(console: Console, report: Mapping[str, Any], path: Path) -> None:
+    # not above: `titan-dr verify` has milliseconds
+    from rich.table import Table
+    from rich.text import Text
+
     result = str(report["result"])
     console.print(Text.assemble((result.upper(), f"bold {_COLOURS.get(result, 'red')}"), f"  {report['scenario']} ({report['kind']})"))
     console.print(Text(f"  {report['message']}"), soft_wrap=True)

@@ -223,13 +223,13 @@ def backup(state: lab.LabState, folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def ansible(folder: Path, playbook: str, state: lab.LabState) -> None:
+def ansible(folder: Path, playbook: str, state: lab.LabState, *more: str) -> None:
     root = paths.project_root()
     folder.mkdir(parents=True)
     environment = {**os.environ, "TITAN_DR_RUN_DIR": str(folder), "TITAN_DR_LAB_DIR": str(paths.lab_dir()), "ANSIBLE_NOCOLOR": "1"}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     inventory = root / ("inventories/lab" if state.profile == "guide" else "inventories/lab_variant")
-    argv = ["ansible-playbook", "-i", str(inventory), str(root / f"playbooks/{playbook}.yml")]
+    argv = ["ansible-playbook", "-i", str(inventory), str(root / f"playbooks/{playbook}.yml"), *more]
     with (folder / "output.log").open("w") as log:
         code = subprocess.run(argv, cwd=root, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=RUN_TIMEOUT_S, check=False).returncode
     if code:
