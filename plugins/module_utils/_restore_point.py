@@ -59,8 +59,18 @@ def parse(text: str | bytes) -> dict[str, t.Any]:
         _require(entry, f"objects.{kind}.", {"key": str, "size": int, "sha256": str, "sealed": bool})
         if not _KEY.fullmatch(entry["key"]) or not _SHA256.fullmatch(entry["sha256"]):
             raise ManifestError(f"objects.{kind}: key or sha256 is malformed")
-    _require(manifest["redis"], "redis.", {"version": str, "databases": int, "keyspace": dict, "expired": int, "size": int})
+    require_redis(manifest["redis"])
     return manifest
+
+
+def require_redis(section: dict[str, t.Any]) -> None:
+    """What the restore leans on is in the redis section of a manifest."""
+    kinds = {"version": str, "databases": int, "keyspace": dict, "expired": int, "size": int, "sha256": str, "rdb_version": int, "checksum": str}
+    _require(section, "redis.", {**kinds, "types": dict, "expiry": dict, "fingerprint": dict, "limits": dict})
+    if not _SHA256.fullmatch(section["sha256"]):
+        raise ManifestError("redis.sha256 is malformed")
+    _require(section["fingerprint"], "redis.fingerprint.", {"keys": int, "sha256": str})
+    _require(section["limits"], "redis.limits.", {"databases": int, "maxmemory": int, "policy": str})
 
 
 def _require(mapping: dict[str, t.Any], path: str, types: dict[str, t.Any]) -> None:

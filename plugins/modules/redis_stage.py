@@ -11,9 +11,10 @@ short_description: Stage a Redis snapshot and prove it in a scratch Redis
 version_added: "0.1.0"
 author: [Titan DR maintainers (@titan-dr)]
 description:
-  - Fetches the newest usable snapshot, decrypts it into a directory beside the live data directory, loads it in a private scratch Redis and
-    compares keys, databases and canary with the manifest. Live data is not touched.
-  - A candidate that cannot be fetched, opened, loaded or that differs from its manifest is passed over for the next one, with the reason.
+  - Fetches the newest usable snapshot, decrypts it into a directory beside the live data directory, walks it and loads it in a private scratch Redis. Digest,
+    format version, checksum, counts, canary and fingerprint must be those of its manifest, and the server must be able to hold it. Live data is not touched.
+  - A candidate that cannot be fetched, opened, loaded or that differs from its manifest is passed over for the next one, with the reason and with how much
+    older the one is that is used.
   - Waits for C(redis-server) to be installed, so that it can run while packages are being installed.
 options:
   mode:
@@ -40,6 +41,29 @@ options:
     description: Where the canary lies, with C(key) and C(db).
     type: dict
     required: true
+  config:
+    description: The configuration of the server. Its limits are held against each candidate when the file is there at the start.
+    type: path
+    default: /etc/redis/redis.conf
+  invariants:
+    description: What is known of the data. A candidate that breaks one is passed over.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      class:
+        description: Key class, which is a key up to its last colon.
+        type: str
+        required: true
+      min:
+        description: Least number of keys.
+        type: int
+      max:
+        description: Greatest number of keys.
+        type: int
+      expires_max:
+        description: Greatest number of keys that have an expiry.
+        type: int
   incident_started_at:
     description: Start of the incident in seconds since the epoch. The distance to the canary in the snapshot is the measured data loss.
     type: float
@@ -47,7 +71,7 @@ options:
   installed_marker:
     description: File that appears when the Redis packages are installed.
     type: path
-    default: /var/lib/titan-dr/bundle/redis-installed
+    required: true
   timeout:
     description: Seconds for all of it.
     type: float
@@ -75,6 +99,7 @@ EXAMPLES = r"""
     run_id: 20260101T000000Z-1234
     canary: {key: "titan:dr:canary", db: 1}
     incident_started_at: 1767225600.0
+    installed_marker: /etc/redis/redis.conf
     timeout: 600
 """
 
@@ -97,20 +122,24 @@ titan_dr:
   returned: always
 """
 
+import contextlib
 import glob
 import json
 import os
 import pwd
 import shutil
 import signal
+import tempfile
 import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch, _scratch
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch, _rdb_report, _redis, _redis_data, _redis_proof, _scratch, _target
 
-DUMP = "base.rdb"
+# Two clocks that differ by more make expiries and the data loss meaningless.
+CLOCK_TOLERANCE = 60.0
+INVARIANT = {"class": {"type": "str", "required": True}, "min": {"type": "int"}, "max": {"type": "int"}, "expires_max": {"type": "int"}}
 
 
 def stage_dir(data_dir: str, run_id: str) -> str:
@@ -136,27 +165,104 @@ def forget_others(data_dir: str, directory: str) -> None:
             shutil.rmtree(path)
 
 
-def expectation(candidate: dict[str, t.Any], canary: dict[str, t.Any]) -> dict[str, t.Any]:
-    """The manifest's redis section in the shape the proof takes."""
+def read_config(path: str) -> str | None:
+    """The configuration of a server that is restored in place; None on one that is only being built."""
+    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as handle:
+        return handle.read()
+    return None
+
+
+def target_of(config: str | None, details: dict[str, t.Any]) -> _rdb_report.Target:
+    """The server that is to hold the data: by its configuration, or as the one was that was backed up."""
+    family, number = _scratch.version(_scratch.locate())
+    if config is not None:
+        return _target.of_server(config, f"{family} {number}")
+    limits = details["limits"]
+    return _rdb_report.Target(family, number, limits["databases"], limits["maxmemory"], limits["policy"], ())
+
+
+def fetch(params: dict[str, t.Any], candidate: dict[str, t.Any], source: dict[str, t.Any], dump: str, deadline: float) -> str:
+    """The candidate as `dump`; returns its SHA-256."""
     details = candidate["details"]
-    recorded = details.get("canary")
-    return {**{name: details[name] for name in ("keyspace", "expired", "databases")}, "canary": {**canary, **recorded} if recorded else None}
+    # The dump itself, and the base that Redis writes of it after the start.
+    faults = _redis_data.place_faults(params["data_dir"].rstrip("/"), 2 * details["size"] + _redis_data.MARGIN)
+    if faults:
+        raise _fetch.FetchError("; ".join(faults))
+    if candidate["taken_at"] > time.time() + CLOCK_TOLERANCE:
+        raise _fetch.FetchError(f"it was taken {candidate['taken_at'] - time.time():.0f} s from now: this server's clock is wrong, and keys would expire by it")
+    sink = _redis_proof.Sink(dump)
+    try:
+        _fetch.fetch(candidate["object"], source, params["identity"], sink.stream, deadline)
+        digest = sink.close()
+    except OSError as exc:
+        raise _fetch.FetchError(f"it cannot be written: {exc.strerror}") from exc
+    except _fetch.FetchError as exc:
+        with contextlib.suppress(OSError):
+            sink.close()
+        raise _fetch.FetchError(f"it cannot be written: {sink.fault.strerror}") if sink.fault else exc from exc
+    size = os.path.getsize(dump)
+    if size != details["size"]:
+        raise _fetch.FetchError(f"the dump has {size} bytes, {details['size']} in the manifest")
+    return digest
+
+
+class Aside:
+    """A look at the live AOF in a process of its own: the recovery does not wait for it."""
+
+    def __init__(self, look: t.Callable[[], str], timeout: float) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+        self._pid = os.fork()
+        if not self._pid:
+            with contextlib.suppress(BaseException):
+                signal.alarm(max(1, int(timeout)))  # whatever becomes of us
+                os.nice(10)
+                text = look()
+                self._file.write(text.encode())
+                self._file.flush()
+            os._exit(0)
+        self._ended = False
+
+    def early_result(self) -> str:
+        """What it found, or that it had no time; a second is not grudged."""
+        end = time.monotonic() + 1
+        while not self._ended and time.monotonic() < end:
+            self._ended = os.waitpid(self._pid, os.WNOHANG)[0] == self._pid
+            time.sleep(0.01)
+        self._file.seek(0)
+        return self._file.read().decode() or "the live AOF was not examined: there was no time"
+
+    def end(self) -> None:
+        if not self._ended:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+            self._ended = True
+        self._file.close()
+
+
+def look_at_aof(config: str | None, data_dir: str, timeout: float) -> Aside | None:
+    """On a server that is restored in place: what its AOF would lose."""
+    if config is None or not os.path.isdir(data_dir):
+        return None
+    conf = _redis.parse_conf(config)
+    if not conf.appendonly:
+        return None
+    family, number = _scratch.version(_scratch.locate())
+    target = _target.of_server(config, f"{family} {number}")
+    return Aside(lambda: _redis_proof.salvage_note(conf, data_dir, target), timeout)
 
 
 def stage(params: dict[str, t.Any], directory: str, timings: dict[str, float]) -> dict[str, t.Any]:
     deadline = time.time() + params["timeout"]
-    dump = os.path.join(directory, DUMP)
+    dump = os.path.join(directory, _redis_data.DUMP)
+    config = read_config(params["config"])
 
-    def attempt(candidate: dict[str, t.Any], source: dict[str, t.Any]) -> dict[str, t.Any]:
+    def attempt(candidate: dict[str, t.Any], source: dict[str, t.Any]) -> tuple[_rdb_report.Contents, dict[str, t.Any], str]:
+        details = candidate["details"]
         shutil.rmtree(directory, ignore_errors=True)
         os.makedirs(directory, mode=0o700)
         started = time.monotonic()
-        with open(dump, "wb") as sink:
-            _fetch.fetch(candidate["object"], source, params["identity"], sink, deadline)
-            os.fsync(sink.fileno())
+        digest = fetch(params, candidate, source, dump, deadline)
         timings["fetch"] = round(time.monotonic() - started, 2)
-        if os.path.getsize(dump) != candidate["details"]["size"]:
-            raise _fetch.FetchError(f"the dump has {os.path.getsize(dump)} bytes, {candidate['details']['size']} in the manifest")
         started = time.monotonic()
         wait_for(params["installed_marker"], deadline)
         timings["wait_for_packages"] = round(time.monotonic() - started, 2)
@@ -164,26 +270,45 @@ def stage(params: dict[str, t.Any], directory: str, timings: dict[str, float]) -
         for path in (directory, dump):
             os.chown(path, owner.pw_uid, owner.pw_gid)
         started = time.monotonic()
+        target = target_of(config, details)
         try:
-            found = _scratch.prove(dump, directory, expectation(candidate, params["canary"]), params["user"], deadline)
-        except _scratch.ProofError as exc:
+            contents, found = _redis_proof.prove(dump, digest, details, params["canary"] if details.get("canary") else None, target, params["user"], deadline)
+        except _redis_proof.Faulty as exc:
             raise _fetch.FetchError(str(exc)) from exc
+        broken = _redis_proof.invariant_faults(params["invariants"], contents)
+        if broken:
+            raise _fetch.FetchError(f"its data cannot be right: {'; '.join(broken)}")
         timings["prove"] = round(time.monotonic() - started, 2)
-        return found
+        return contents, found, f"{target.server} {target.version}"
 
-    candidate, store, found, rejected = _fetch.first_good(params["candidates"], attempt)
-    canary = found["canary"]
+    salvage = look_at_aof(config, params["data_dir"], params["timeout"])
+    try:
+        candidate, store, (contents, found, server), rejected = _fetch.first_good(params["candidates"], attempt)
+        salvaged = salvage.early_result() if salvage else ""
+    except _fetch.FetchError as exc:
+        raise _fetch.FetchError(f"{exc}; {salvage.early_result()}") if salvage else exc from exc
+    finally:
+        if salvage:
+            salvage.end()
+    details, canary = candidate["details"], found["canary"]
     counted = ", ".join(f"{name} {entry['keys']} keys" for name, entry in sorted(found["keyspace"].items()))
-    proof = f"SHA-256, age, loaded in a scratch Redis with sanitized payloads: {counted or 'no keys'}, {found['expired']} expired"
+    proof = f"SHA-256, age, RDB {contents.version}, checksum {contents.checksum}, structure, loaded in a scratch Redis with sanitized payloads: "
+    proof += f"{counted or 'no keys'}, {found['expired']} expired, fingerprint of {found['fingerprint']['keys']} keys"
     proof += f", canary {canary['seq']}" if canary else ", no canary"
     data_at, basis = (canary["at"], "canary") if canary else (candidate["taken_at"], "time of the snapshot")
+    notes = [f"passed over: {reason}" for reason in rejected]
+    newest = max(other["taken_at"] for other in params["candidates"])
+    if newest > candidate["taken_at"]:
+        notes.append(f"restore point {candidate['id']} is {newest - candidate['taken_at']:.0f} s older than the newest one: so much more is lost")
+    if salvaged:
+        notes.append(salvaged)
     return {
         "stage": directory,
         "restore_point": {"id": candidate["id"], "source": store, "taken_at": candidate["taken_at"], "proof": proof},
-        "expected": expectation(candidate, params["canary"]),
+        "expected": _redis_proof.expectation(details, params["canary"], contents, found["used_memory"], server),
         "rpo": {"actual_s": round(max(0.0, params["incident_started_at"] - data_at), 2), "basis": basis},
-        "rejected": rejected,
-        "versions": {"redis": candidate["details"]["version"]},
+        "notes": notes + _redis_proof.losses(contents),
+        "versions": {"redis": details["version"]},
     }
 
 
@@ -193,16 +318,17 @@ def work(params: dict[str, t.Any], directory: str) -> dict[str, t.Any]:
     forget_others(params["data_dir"], directory)
     try:
         result = stage(params, directory, timings)
-    except (_fetch.FetchError, OSError, KeyError) as exc:
+    except (_fetch.FetchError, _scratch.ProofError, _redis.RedisError, OSError, KeyError, ValueError) as exc:
         shutil.rmtree(directory, ignore_errors=True)
-        gate = {"name": "redis_proof", "verdict": "fail", "evidence": str(exc)}
+        # A scratch Redis that cannot be asked says nothing of the data.
+        gate = {"name": "redis_proof", "verdict": "unknown" if isinstance(exc, _scratch.NotProven) else "fail", "evidence": str(exc)}
         return {"failed": f"No Redis data was restored: {exc}", "titan_dr": {"gates": [gate], "timings": timings}}
     rows = {
         "restore_point": result["restore_point"],
         "rpo": result.pop("rpo"),
         "versions": result.pop("versions"),
         "gates": [{"name": "redis_proof", "verdict": "pass", "evidence": result["restore_point"]["proof"]}],
-        "notes": [f"passed over: {reason}" for reason in result.pop("rejected")],
+        "notes": result.pop("notes"),
         "timings": timings,
     }
     return {**result, "titan_dr": rows}
@@ -285,8 +411,10 @@ def main() -> t.NoReturn:
             "run_id": {"type": "str", "required": True},
             "user": {"type": "str", "default": "redis"},
             "canary": {"type": "dict", "required": True},
+            "config": {"type": "path", "default": "/etc/redis/redis.conf"},
+            "invariants": {"type": "list", "elements": "dict", "default": [], "options": INVARIANT},
             "incident_started_at": {"type": "float", "required": True},
-            "installed_marker": {"type": "path", "default": "/var/lib/titan-dr/bundle/redis-installed"},
+            "installed_marker": {"type": "path", "required": True},
             "timeout": {"type": "float", "required": True},
         },
         supports_check_mode=True,
@@ -298,6 +426,7 @@ def main() -> t.NoReturn:
         first = params["candidates"][0] if params["candidates"] else None
         note = f"would fetch and prove the Redis data of restore point {first['id']}" if first else "there is no restore point"
         module.exit_json(changed=True, titan_dr={"notes": [note]} if params["mode"] != "wait" else {})
+    os.makedirs(os.path.dirname(job), mode=0o700, exist_ok=True)
     if params["mode"] == "start":
         if not proven_before(directory, job):
             in_background(lambda: write(job, work(params, directory)), job, params["timeout"])

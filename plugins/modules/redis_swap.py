@@ -12,10 +12,16 @@ version_added: "0.1.0"
 author: [Titan DR maintainers (@titan-dr)]
 description:
   - Stops Redis, moves the data directory aside as a whole, moves the stage made by M(titan.disaster_recovery.redis_stage) into its place and starts Redis.
+  - What can be known is known before Redis is stopped. Refused are a configuration that makes a replica or a cluster node of the server, a missing ACL file,
+    certificates that no client would accept, data that the limits of the configuration cannot hold, a place where nothing can be renamed or that has no room,
+    a second process on the data, attached replicas, and a Sentinel that watches.
+  - Redis is stopped within bounds, by SIGKILL if it hangs, and cannot be started by anybody until its data directory is whole again.
   - With C(appendonly yes) the dump becomes the base of a multi-part AOF, because Redis ignores C(dump.rdb) then and would start empty.
   - A drop-in gives the unit a start timeout that fits the size of the data, so that systemd does not kill Redis while it loads.
-  - After the start the keys, the canary, the role and a write are checked. A server that fails this is stopped again.
-  - Reads password, directories and renamed commands from the configuration file. Neither CONFIG, DEBUG, KEYS nor SHUTDOWN is used.
+  - After the start keys, canary, fingerprint, role, evictions, process, directory, listening addresses and a write are checked, and a new base is written.
+    When a gate fails the old directory is put back, and Redis runs on it if it ran before. What failed is kept as evidence.
+  - Speaks TLS where the configuration offers nothing else, and takes password, directories and renamed commands from it. Neither CONFIG, DEBUG, KEYS, EVAL
+    nor SHUTDOWN is used.
 options:
   stage:
     description: Directory with the proven dump.
@@ -49,6 +55,18 @@ options:
     description: User that owns the data.
     type: str
     default: redis
+  username:
+    description: ACL user for the checks. Without it the default user.
+    type: str
+    default: ""
+  password:
+    description: Its password. Without it the one that the configuration or its ACL file holds in clear.
+    type: str
+    default: ""
+  replicas_consent:
+    description: Go on although replicas are attached. They take over what is restored and lose what they hold.
+    type: bool
+    default: false
   timeout:
     description: Seconds for all of it.
     type: float
@@ -88,9 +106,7 @@ titan_dr:
   returned: always
 """
 
-import json
 import os
-import pwd
 import shutil
 import subprocess
 import time
@@ -98,137 +114,89 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _redis, _restore_point
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _rdb_report, _redis, _redis_data, _redis_live, _redis_unit, _target
+from ansible_collections.titan.disaster_recovery.plugins.module_utils._redis_live import Gates, Refused, failing
 
-DUMP = "base.rdb"
-RECORD_DIR = "/var/lib/titan-dr"
-WRITE_PROBE = "titan:dr:write-probe"
-
-
-class SwapError(Exception):
-    """The swap cannot be done or its result is not what was proven."""
+FAULTS = (Refused, _redis_unit.UnitError, _redis.RedisError, OSError, subprocess.TimeoutExpired)
 
 
-def start_timeout(size: int) -> int:
-    """Seconds systemd grants the start: 60 s a GiB (slowest load measured: 16 s a GiB) and never less than its own default of 90."""
-    return max(90, 60 * (1 + size // 2**30))
+def refuse_configuration(conf: _redis.RedisConf, params: dict[str, t.Any]) -> None:
+    """What the configuration alone tells."""
+    if conf.refused:
+        raise Refused(f"{params['config']}, {'; '.join(conf.refused)}")
+    if os.path.realpath(conf.directory) != os.path.realpath(params["data_dir"]):
+        raise Refused(f"{params['config']} says dir {conf.directory}, the inventory says {params['data_dir']}")
+    if conf.tls:
+        _redis.check_tls(conf.tls)
+    facts = params["expected"].get("facts")
+    if facts:
+        with open(params["config"], encoding="utf-8") as handle:
+            target = _target.of_server(handle.read(), facts["server"])
+        contents = _rdb_report.Contents(**facts["contents"])
+        findings = [*_target.judge(contents, target), *_target.memory(facts["used_memory"], target)]
+        faults = [found.text for found in findings if found.severity == _rdb_report.FATAL]
+        if faults:
+            raise Refused(f"{params['config']} does not fit the data: {'; '.join(dict.fromkeys(faults))}. Raise the limit or take another restore point")
 
 
-def layout(conf: _redis.RedisConf) -> tuple[str, str]:
-    """Where the dump goes below the data directory, and the AOF manifest's text (empty without AOF)."""
-    if not conf.appendonly:
-        return conf.dbfilename, ""
-    base = f"{conf.appendfilename}.1.base.rdb"
-    return os.path.join(conf.appenddirname, base), f"file {base} seq 1 type b\n"
-
-
-def build(stage: str, conf: _redis.RedisConf, user: str) -> str:
-    """Lay the dump out as the server expects it in `stage`/live; returns that directory."""
-    live = os.path.join(stage, "live")
-    place, manifest = layout(conf)
-    target = os.path.join(live, place)
-    dump = os.path.join(stage, DUMP)
-    if not os.path.exists(dump) and not os.path.exists(target):
-        raise SwapError(f"{stage} holds no dump: Redis would start empty")
-    os.makedirs(os.path.dirname(target), mode=0o750, exist_ok=True)
-    if os.path.exists(dump):
-        os.rename(dump, target)
-    if manifest:
-        with open(os.path.join(live, conf.appenddirname, f"{conf.appendfilename}.manifest"), "w", encoding="ascii") as handle:
-            handle.write(manifest)
-            os.fsync(handle.fileno())
-    owner = pwd.getpwnam(user)
-    for folder, folders, files in os.walk(live):
-        for name in [folder, *(os.path.join(folder, item) for item in folders + files)]:
-            os.chown(name, owner.pw_uid, owner.pw_gid)
-        for item in files:
-            os.chmod(os.path.join(folder, item), 0o640)
-    os.chmod(live, 0o750)
-    return live
-
-
-def systemctl(*words: str, deadline: float) -> str:
-    done = subprocess.run(["systemctl", *words], capture_output=True, text=True, timeout=max(1.0, deadline - time.time()), check=False)
-    if done.returncode and words[0] != "is-active":
-        raise SwapError(f"systemctl {' '.join(words)} ended with {done.returncode}: {done.stderr.strip()}")
-    return done.stdout.strip()
-
-
-def check_live(conf: _redis.RedisConf, expected: dict[str, t.Any], deadline: float, alive: t.Callable[[], bool]) -> list[dict[str, str]]:
-    """Ask the started server; gates with their evidence. A write that is refused or a replica role fails, whatever PING says."""
-    client = _redis.wait_ready(conf.address, conf.password, deadline, alive)
-    found = _redis.keyspace(client)
-    problems = _restore_point.compare_keyspace(expected["keyspace"], found)
-    counted = f"{_restore_point.total_keys(found)} keys in {', '.join(sorted(found)) or 'no database'}"
-    gates = [_gate("redis_keys", not problems, "; ".join(problems) or counted)]
-    if expected["canary"]:
-        canary = _redis.canary(client, expected["canary"]["key"], expected["canary"]["db"])
-        seen = canary["seq"] if canary else None
-        wanted = expected["canary"]["seq"]
-        gates.append(_gate("redis_canary", seen is not None and seen >= wanted, f"sequence {seen}, the manifest recorded {wanted}"))
-    replication, stats = client.info("replication"), client.info("stats")
-    gates.append(_gate("redis_role", replication.get("role") == "master", f"role {replication.get('role')}"))
-    gates.append(_gate("redis_no_eviction", stats.get("evicted_keys") == "0", f"{stats.get('evicted_keys')} keys evicted since the start"))
-    try:
-        client.call("SET", WRITE_PROBE, "1", "PX", "1")
-        if conf.command("DEL"):
-            client.call(conf.command("DEL"), WRITE_PROBE)  # until Redis gets to it, a key that expired is still counted
-        gates.append(_gate("redis_write", True, "a write was accepted"))
-    except _redis.RedisError as exc:
-        gates.append(_gate("redis_write", False, str(exc)))
-    client.close()
-    return gates
-
-
-def _gate(name: str, good: bool, evidence: str) -> dict[str, str]:
-    return {"name": name, "verdict": "pass" if good else "fail", "evidence": evidence}
-
-
-def swap(params: dict[str, t.Any], conf: _redis.RedisConf, timings: dict[str, float]) -> tuple[str, list[dict[str, str]]]:
-    deadline = time.time() + params["timeout"]
-    data_dir, unit = params["data_dir"].rstrip("/"), params["unit"]
-    kept = f"{data_dir}.before-{params['run_id']}"
-    # Asked before Redis is stopped. Without a data directory an earlier swap of this run broke off between its two renames, and goes on.
-    if os.path.exists(data_dir) and os.path.exists(kept):
-        raise SwapError(f"{kept} exists already: data kept by an earlier swap of this run is not overwritten")
-    live = build(params["stage"], conf, params["user"])
-    size = sum(os.path.getsize(os.path.join(folder, name)) for folder, dummy, files in os.walk(live) for name in files)
-    drop_in = f"/etc/systemd/system/{unit}.service.d/titan-dr.conf"
-    os.makedirs(os.path.dirname(drop_in), exist_ok=True)
-    with open(drop_in, "w", encoding="ascii") as handle:
-        handle.write(f"# Loading takes longer than the default allows.\n[Service]\nTimeoutStartSec={start_timeout(size)}\n")
-    systemctl("daemon-reload", deadline=deadline)
-    systemctl("stop", unit, deadline=deadline)
+def go_on(data_dir: str, run_id: str) -> list[str]:
+    """What another run left that broke off in its exchange: the old directory is put back where there is none."""
+    record = _redis_data.read_record()
+    aside = record.get("aside", "")
+    if record.get("state") != "exchanging" or record.get("run_id") == run_id or not aside or not os.path.exists(aside):
+        return []
     if os.path.exists(data_dir):
-        os.rename(data_dir, kept)
-    os.rename(live, data_dir)
+        return [f"run {record['run_id']} broke off in its swap: the data from before it lies in {aside}"]
+    os.rename(aside, data_dir)
+    return [f"run {record['run_id']} broke off in its swap: {data_dir} was put back"]
+
+
+def swap(params: dict[str, t.Any], conf: _redis.RedisConf, unit: _redis_unit.Unit) -> tuple[_redis_data.Exchange, Gates]:
+    data_dir, run_id = params["data_dir"].rstrip("/"), params["run_id"]
+    kept = f"{data_dir}.before-{run_id}"
+    notes = go_on(data_dir, run_id)
+    # Without a data directory an earlier swap of this run broke off between its two renames, and goes on.
+    if os.path.exists(data_dir) and os.path.exists(kept):
+        raise Refused(f"{kept} exists already: data kept by an earlier swap of this run is not overwritten. Start a new run")
+    size = _redis_data.size_of(params["stage"])
+    _redis_data.refuse_place(data_dir, size + _redis_data.MARGIN)
+    pid = unit.main_pid()
+    held = _redis_unit.holders(conf, data_dir, _redis_unit.family(pid))
+    if held:
+        raise Refused(f"{'; '.join(held)}, and is not {unit.name}: nothing was stopped. Stop it, then run again")
+    before = _redis_live.interview(conf, pid, params["replicas_consent"])
+    live = _redis_data.build(params["stage"], conf, params["user"])
+    exchange = _redis_data.Exchange(
+        conf=conf,
+        unit=unit,
+        data_dir=data_dir,
+        incoming=live,
+        aside=kept,
+        failed=f"{data_dir}.failed-{run_id}",
+        deadline=unit.deadline,
+        expected=params["expected"],
+        before=before,
+        record={"restore_point": params["restore_point"], "run_id": run_id, "at": time.time()},
+        notes=[*notes, *before.notes],
+    )
+    gates = exchange.run()
     shutil.rmtree(params["stage"])
-    started = time.monotonic()
-    try:
-        systemctl("start", unit, deadline=deadline)
-        gates = check_live(conf, params["expected"], deadline, lambda: systemctl("is-active", unit, deadline=deadline) in ("active", "activating"))
-    except (SwapError, _redis.RedisError, subprocess.TimeoutExpired) as exc:
-        gates = [{"name": "redis_start", "verdict": "fail", "evidence": str(exc)}]
-    timings["start"] = round(time.monotonic() - started, 2)
-    if any(gate["verdict"] != "pass" for gate in gates):
-        systemctl("stop", unit, deadline=time.time() + 30)
-    return kept, gates
+    return exchange, gates
 
 
-def served_before(params: dict[str, t.Any], conf: _redis.RedisConf, record: str) -> list[dict[str, str]]:
+def served_before(params: dict[str, t.Any], conf: _redis.RedisConf, unit: _redis_unit.Unit) -> Gates:
     """Gates when this run already put this restore point live and it still serves; else an empty list."""
-    try:
-        with open(record, encoding="utf-8") as handle:
-            known = json.load(handle)
-    except FileNotFoundError:
-        return []
-    if known != {"restore_point": params["restore_point"], "run_id": params["run_id"]}:
+    record = _redis_data.read_record()
+    if any(record.get(name) != params[name] for name in ("restore_point", "run_id")) or record.get("state") not in ("live", "exchanging"):
         return []
     try:
-        gates = check_live(conf, params["expected"], time.time() + 5, lambda: False)
-    except _redis.RedisError:
+        gates = _redis_live.check(conf, params["expected"], time.time() + 5, unit)
+    except (_redis.RedisError, _redis_unit.UnitError):
         return []
-    return gates if all(gate["verdict"] == "pass" for gate in gates) else []
+    if failing(gates):
+        return []
+    _redis_data.write_record({**record, "state": "live"})
+    return gates
 
 
 def main() -> t.NoReturn:
@@ -242,6 +210,9 @@ def main() -> t.NoReturn:
             "config": {"type": "path", "default": "/etc/redis/redis.conf"},
             "unit": {"type": "str", "default": "redis-server"},
             "user": {"type": "str", "default": "redis"},
+            "username": {"type": "str", "default": ""},
+            "password": {"type": "str", "default": "", "no_log": True},
+            "replicas_consent": {"type": "bool", "default": False},
             "timeout": {"type": "float", "required": True},
         },
         supports_check_mode=True,
@@ -249,27 +220,26 @@ def main() -> t.NoReturn:
     params = module.params
     if module.check_mode:
         module.exit_json(changed=True, titan_dr={"notes": [f"would move {params['data_dir']} aside and put restore point {params['restore_point']} live"]})
-    timings: dict[str, float] = {}
-    record = os.path.join(RECORD_DIR, "redis-live.json")
+    unit = _redis_unit.Unit(params["unit"], time.time() + params["timeout"])
+    exchange = None
     try:
-        with open(params["config"], encoding="utf-8") as handle:
-            conf = _redis.parse_conf(handle.read())
-        if os.path.realpath(conf.directory) != os.path.realpath(params["data_dir"]):
-            raise SwapError(f"{params['config']} says dir {conf.directory}, the inventory says {params['data_dir']}")
-        if conf.tls_only:
-            raise SwapError(f"{params['config']} offers TLS only, which this release cannot check")
-        before = served_before(params, conf, record)
+        conf = _redis.load_conf(params["config"], params["username"], params["password"])
+        refuse_configuration(conf, params)
+        before = served_before(params, conf, unit)
         if before:
             module.exit_json(changed=False, titan_dr={"gates": before})
-        kept, gates = swap(params, conf, timings)
-    except (SwapError, _redis.RedisError, OSError, subprocess.TimeoutExpired) as exc:
-        module.fail_json(msg=str(exc), titan_dr={"gates": [{"name": "redis_start", "verdict": "fail", "evidence": str(exc)}], "timings": timings})
-    rows = {"gates": gates, "timings": timings}
-    bad = [f"{gate['name']}: {gate['evidence']}" for gate in gates if gate["verdict"] != "pass"]
-    if bad:
-        module.fail_json(msg=f"Redis is stopped again, the old data lies in {kept}: {'; '.join(bad)}", kept=kept, titan_dr=rows)
-    with open(record, "w", encoding="utf-8") as handle:
-        json.dump({"restore_point": params["restore_point"], "run_id": params["run_id"]}, handle)
+        exchange, gates = swap(params, conf, unit)
+    except FAULTS as exc:
+        msg = f"Redis was not restored: {exc}"
+        module.fail_json(msg=msg, titan_dr={"gates": [_redis_live.gate("redis_start", False, str(exc))]})
+    rows = {"gates": gates, "timings": exchange.timings, "notes": exchange.notes}
+    if failing(gates):
+        state = f"{params['data_dir']} is as it was before ({'; '.join(exchange.notes)})"
+        msg = f"Redis was not restored, {state}. {failing(gates)}. What failed lies in {exchange.failed}"
+        module.fail_json(msg=msg, failed_data=exchange.failed, titan_dr=rows)
+    kept = exchange.aside if os.path.exists(exchange.aside) else ""
+    if kept:
+        rows["notes"] = [*exchange.notes, f"the data that was there before is kept in {kept}"]
     module.exit_json(changed=True, kept=kept, titan_dr=rows)
 
 

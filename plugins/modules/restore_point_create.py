@@ -11,8 +11,9 @@ short_description: Take a restore point of Redis, configuration, application and
 version_added: "0.1.0"
 author: [Titan DR maintainers (@titan-dr)]
 description:
-  - Saves Redis and waits for the save to end well, then loads the dump in a scratch Redis, so that the manifest counts what is in the dump and not what
-    the server held a moment later.
+  - Saves Redis and waits for the save to end well, then walks the dump, loads it in a scratch Redis and reads every key, so that the manifest counts what is
+    in the dump and not what the server held a moment later. It records digest, version, checksum state, counts, types, a fingerprint of sampled keys and
+    the limits of the server.
   - Commits the configuration to a git repository below O(directory) and packs it with its history.
   - Packs the live release, the Debian packages with the PM2 tree (the offline bundle), and the two tools that open all of it. What did not change since the
     last restore point is not packed again.
@@ -32,9 +33,13 @@ options:
     elements: str
     required: true
   redis:
-    description: The server, with C(config) and C(data_dir).
+    description: The server, with C(config) and C(data_dir), and C(username) for a user other than the default one.
     type: dict
     required: true
+  redis_password:
+    description: Password of Redis. Without it the one that its configuration or its ACL file holds in clear.
+    type: str
+    default: ""
   redis_user:
     description: User that runs the scratch Redis.
     type: str
@@ -126,7 +131,16 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _debian, _fetch, _redis, _restore_point, _scratch
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import (
+    _debian,
+    _fetch,
+    _rdb_report,
+    _rdb_walk,
+    _redis,
+    _redis_proof,
+    _restore_point,
+    _scratch,
+)
 
 DEBS_DIR = os.path.join(_fetch.STATE_DIR, "bundle", "debs")
 BOOTSTRAP_TOOLS = ("age", "zstd")
@@ -226,13 +240,33 @@ class Packer:
             self.pack(kind, key, stream, commands, details)
 
 
+def examine(dump: str, scratch: str, conf: _redis.RedisConf, params: dict[str, t.Any], deadline: float) -> tuple[_rdb_report.Contents, dict[str, t.Any]]:
+    """Walk the dump, load it in a scratch Redis and read every key: a restore point that could not be restored is none."""
+    contents = _rdb_walk.walk(dump, now=time.time())
+    found = _scratch.load(dump, scratch, conf.databases, params["canary"], params["redis_user"], deadline, samples=contents.samples, typed=True)
+    bad = [found.text for found in [*contents.findings, *_scratch.compare(contents, found)] if found.severity == _rdb_report.FATAL]
+    if bad or not contents.magic:
+        raise BackupError(f"the save of Redis is damaged: {'; '.join(bad) or 'it cannot be read'}")
+    return contents, found
+
+
+def modules(client: _redis.Redis, conf: _redis.RedisConf) -> list[str] | None:
+    """Names of the loaded modules; None when it may not be asked."""
+    try:
+        listed = client.call(conf.command("MODULE"), "LIST") if conf.command("MODULE") else None
+    except _redis.RedisError:
+        return None
+    return None if listed is None else sorted(str(dict(zip(entry[::2], entry[1::2], strict=True)).get("name")) for entry in listed)
+
+
 def redis(packer: Packer, params: dict[str, t.Any]) -> tuple[float, dict[str, t.Any]]:
     """Save, load in scratch, pack; returns when it was taken and the manifest's redis section."""
-    with open(params["redis"]["config"], encoding="utf-8") as handle:
-        conf = _redis.parse_conf(handle.read())
-    client = _redis.Redis(conf.address, conf.password)
+    conf = _redis.load_conf(params["redis"]["config"], params["redis"].get("username", ""), params["redis_password"])
+    client = _redis.connect(conf)
     version = client.info("server")["redis_version"]
     taken_at = save_redis(client, packer.deadline, conf.command("BGSAVE"))
+    loaded = modules(client, conf)
+    client.close()
     dump = os.path.join(conf.directory, conf.dbfilename)
     owner = pwd.getpwnam(params["redis_user"])
     # A hard link keeps this save even if Redis saves again meanwhile.
@@ -243,27 +277,16 @@ def redis(packer: Packer, params: dict[str, t.Any]) -> tuple[float, dict[str, t.
         os.link(dump, kept)
         if os.path.getmtime(kept) < int(taken_at):
             raise BackupError(f"{dump} is older than the save that was asked for")
-        found = _scratch.load(kept, scratch, conf.databases, params["canary"], params["redis_user"], packer.deadline)
+        contents, found = examine(kept, scratch, conf, params, packer.deadline)
         if not found["keyspace"]:
             raise BackupError("Redis holds no keys: a restore point of it would stand before the last good one")
-        size = os.path.getsize(kept)
+        section = _redis_proof.manifest_section(conf, version, os.path.getsize(kept), contents, found, loaded)
         with open(kept, "rb") as stream:
-            digest = packer.pack(
+            section["sha256"] = packer.pack(
                 "redis", f"{packer.point}/redis.rdb.zst.age", stream, [[_fetch.tool("zstd"), "-1", "--threads=2", "--stdout", "--quiet"], packer.age()], {}
             )
     finally:
         shutil.rmtree(scratch)
-    client.close()
-    section = {
-        "version": version,
-        "databases": conf.databases,
-        "size": size,
-        "sha256": digest,
-        "keyspace": found["keyspace"],
-        "expired": found["expired"],
-        "used_memory": found["used_memory"],
-        "canary": found["canary"],
-    }
     return taken_at, section
 
 
@@ -395,6 +418,7 @@ def main() -> t.NoReturn:
             "directory": {"type": "path", "required": True},
             "recipients": {"type": "list", "elements": "str", "required": True},
             "redis": {"type": "dict", "required": True},
+            "redis_password": {"type": "str", "default": "", "no_log": True},
             "redis_user": {"type": "str", "default": "redis"},
             "canary": {"type": "dict", "required": True},
             "config_paths": {"type": "list", "elements": "path", "required": True},

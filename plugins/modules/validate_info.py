@@ -16,9 +16,13 @@ description:
   - Probes that do not pass at once are asked again until O(timeout).
 options:
   redis:
-    description: The server to ask, with C(config) and C(data_dir).
+    description: The server to ask, with C(config) and C(data_dir), and C(username) for a user other than the default one.
     type: dict
     required: true
+  redis_password:
+    description: Password of Redis. Without it the one that its configuration or its ACL file holds in clear.
+    type: str
+    default: ""
   canary:
     description: Where the canary lies, with C(key) and C(db).
     type: dict
@@ -63,7 +67,7 @@ options:
     type: int
     default: 90
   timeout:
-    description: Seconds until every probe must pass.
+    description: Seconds until every probe must pass, and for which a write of Redis to its disk is waited for.
     type: float
     default: 20
 extends_documentation_fragment:
@@ -118,25 +122,35 @@ def gate(name: str, good: bool | None, evidence: str) -> Gate:
     return {"name": name, "verdict": UNKNOWN if good is None else "pass" if good else "fail", "evidence": evidence}
 
 
-def redis_gates(params: dict[str, t.Any]) -> list[Gate]:
+def settled(client: _redis.Redis, appendonly: bool, deadline: float) -> dict[str, str]:
+    """The persistence of Redis when nothing is being written any more, or at the deadline."""
+    running = "aof_rewrite_in_progress" if appendonly else "rdb_bgsave_in_progress"
+    found = client.info("persistence")
+    while found.get(running) != "0" and time.time() < deadline:
+        time.sleep(0.1)
+        found = client.info("persistence")
+    return found
+
+
+def redis_gates(params: dict[str, t.Any], deadline: float) -> list[Gate]:
     """Redis itself, not what a service says of it."""
     try:
-        with open(params["redis"]["config"], encoding="utf-8") as handle:
-            conf = _redis.parse_conf(handle.read())
-        client = _redis.Redis(conf.address, conf.password)
+        conf = _redis.load_conf(params["redis"]["config"], params["redis"].get("username", ""), params.get("redis_password", ""))
+        client = _redis.connect(conf)
         keys = _redis.keyspace(client)
-        persistence, replication, stats = client.info("persistence"), client.info("replication"), client.info("stats")
+        replication, stats, persistence = client.info("replication"), client.info("stats"), settled(client, conf.appendonly, deadline)
         canary = _redis.canary(client, params["canary"]["key"], params["canary"]["db"])
         client.close()
     except (_redis.RedisError, OSError, ValueError) as exc:
         return [gate("redis", None, str(exc))]
     counted = ", ".join(f"{name} {entry['keys']} keys" for name, entry in sorted(keys.items()))
     on = persistence.get("aof_enabled") == "1"
-    written = persistence.get("aof_last_write_status") == "ok" and persistence.get("rdb_last_bgsave_status") == "ok"
+    states = {name: persistence.get(name) for name in ("aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status")}
+    told = ", ".join(f"{name} {state}" for name, state in states.items())
     return [
         gate("redis", replication.get("role") == "master" and persistence.get("loading") == "0", f"role {replication.get('role')}; {counted or 'no keys'}"),
         gate("redis_data", bool(keys), f"{counted or 'no keys'}; {'canary ' + str(canary['seq']) if canary else 'no canary'}"),
-        gate("redis_persistence", on == conf.appendonly and written, f"AOF {'on' if on else 'off'}, last write {persistence.get('aof_last_write_status')}"),
+        gate("redis_persistence", on == conf.appendonly and set(states.values()) == {"ok"}, f"AOF {'on' if on else 'off'}, {told}"),
         gate("redis_eviction", stats.get("evicted_keys") == "0", f"{stats.get('evicted_keys')} keys evicted"),
     ]
 
@@ -209,6 +223,7 @@ def main() -> t.NoReturn:
     module = AnsibleModule(
         argument_spec={
             "redis": {"type": "dict", "required": True},
+            "redis_password": {"type": "str", "default": "", "no_log": True},
             "canary": {"type": "dict", "required": True},
             "config_paths": {"type": "list", "elements": "path", "required": True},
             "logs_dir": {"type": "path", "required": True},
@@ -231,8 +246,8 @@ def main() -> t.NoReturn:
             _probe.check_spec(spec, name)
         with concurrent.futures.ThreadPoolExecutor(max_workers=len(asked)) as pool:
             waiting = [pool.submit(probe_until, spec, name, params["max_response_ms"], deadline) for name, spec in asked]
-            gates = [*redis_gates(params), config_gate(params["config_paths"]), logs_gate(params["logs_dir"], params["user"]), *resource_gates(params)]
-            gates += [future.result() for future in waiting]
+            gates = [*redis_gates(params, deadline), config_gate(params["config_paths"]), logs_gate(params["logs_dir"], params["user"])]
+            gates += [*resource_gates(params), *(future.result() for future in waiting)]
     except (_probe.ProbeSpecError, OSError) as exc:
         module.fail_json(msg=str(exc), titan_dr={"gates": [gate("validation", None, str(exc))]})
     rows: dict[str, t.Any] = {"gates": gates, "notes": [f"load average {os.getloadavg()[0]:.2f} on {os.cpu_count()} processors"]}

@@ -24,7 +24,16 @@ import pyrage
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _redis, _restore_point
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import (
+    _fetch,
+    _rdb_walk,
+    _redis,
+    _redis_data,
+    _redis_proof,
+    _redis_unit,
+    _restore_point,
+    _scratch,
+)
 
 CANARY = {"key": "titan:dr:canary", "db": 1}
 
@@ -114,6 +123,205 @@ def redis_server() -> Iterator[Callable[..., Server]]:
         server.close()
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _section(dump: bytes, canary: dict[str, Any] | None = CANARY, server: str = "", modules: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The manifest's redis section of this dump, made as a backup makes it."""
+    with tempfile.TemporaryDirectory(prefix="tdr-") as folder:
+        path = Path(folder) / "dump.rdb"
+        path.write_bytes(dump)
+        contents = _rdb_walk.walk(str(path), now=time.time())
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        found = _scratch.load(str(path), folder, 16, canary, user, time.time() + 20, samples=contents.samples, server=server)
+    section = _redis_proof.manifest_section(_redis.parse_conf(""), "7.0.15", len(dump), contents, found, list(modules))
+    return {**section, "sha256": hashlib.sha256(dump).hexdigest()}
+
+
+@pytest.fixture(scope="session")
+def section_of() -> Callable[..., dict[str, Any]]:
+    return _section
+
+
+def _expected(dump: bytes, section: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What redis_stage tells redis_swap of this dump."""
+    section = section or _section(dump)
+    with tempfile.NamedTemporaryFile() as copy:
+        copy.write(dump)
+        copy.flush()
+        contents = _rdb_walk.walk(copy.name, now=time.time())
+    found: dict[str, Any] = json.loads(json.dumps(_redis_proof.expectation(section, CANARY, contents, section["used_memory"], "redis 7.0.15")))
+    return found
+
+
+@pytest.fixture(scope="session")
+def expected_of() -> Callable[..., dict[str, Any]]:
+    return _expected
+
+
+class Host:
+    """A server with a Redis unit. systemd is played, Redis and its processes are real; unit files, lock and record lie in a private directory."""
+
+    def __init__(self, box: Path, user: str) -> None:
+        self.box, self.user = box, user
+        self.log: list[str] = []
+        self.process: subprocess.Popen[bytes] | None = None
+        self.others: list[subprocess.Popen[bytes]] = []
+        self.data, self.config, self.stage = box / "redis", box / "redis.conf", box / "redis.stage-r1"
+        self.lock, self.record = box / "run" / "redis-swap", box / "redis-live.json"
+        self.binary = "redis-server"
+        self.restart_always = False
+        self.before_start: Callable[[], None] = lambda: None
+        self.after_start: Callable[[], None] = lambda: None
+        self.after_stop: Callable[[], None] = lambda: None
+        self.data.mkdir()
+        (self.data / "dump.rdb").write_bytes(b"old")
+        self.configure("appendonly yes", "requirepass secret")
+        self.params: dict[str, Any] = {
+            "stage": str(self.stage),
+            "expected": {},
+            "restore_point": "p1",
+            "run_id": "r1",
+            "data_dir": str(self.data),
+            "config": str(self.config),
+            "unit": "redis-test",
+            "user": user,
+            "timeout": 20,
+        }
+
+    def configure(self, *lines: str, port: int = 0) -> None:
+        base = [f"port {port}", f"unixsocket {self.box}/live.sock", f"dir {self.data}", 'save ""', "bind 127.0.0.1"]
+        self.config.write_text("".join(f"{line}\n" for line in [*base, *lines]))
+
+    def staged(self, dump: bytes, expected: dict[str, Any] | None = None) -> None:
+        self.stage.mkdir()
+        (self.stage / "base.rdb").write_bytes(dump)
+        self.params["expected"] = _expected(dump) if expected is None else expected
+
+    def client(self) -> _redis.Redis:
+        conf = _redis.load_conf(str(self.config))
+        tls = _redis.client_context(conf.tls) if conf.tls_only and conf.tls else None
+        return _redis.wait_ready(conf.address, conf.password, time.time() + 10, lambda: True, conf.username, tls)
+
+    def run_old(self, keys: int = 5) -> _redis.Redis:
+        """A server that lives, with data of its own."""
+        (self.data / "dump.rdb").unlink(missing_ok=True)
+        self.launch()
+        client = self.client()
+        for number in range(keys):
+            client.call("SET", f"old:{number}", "1")
+        return client
+
+    def launch(self) -> None:
+        self.process = subprocess.Popen([self.binary, str(self.config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def systemctl(self, *words: str, deadline: float) -> str:
+        if words[0] not in ("is-active", "show"):
+            self.log.append(" ".join(words))
+        if words[0] == "show":
+            return str(self.process.pid) if self.alive() and self.process else "0"
+        if words[0] == "start":
+            if self.lock.exists():
+                raise _redis_unit.UnitError("Assertion failed on job for redis-test.service")
+            self.before_start()
+            self.launch()
+            self.after_start()
+        if words[0] == "stop":
+            if self.process:
+                self.process.terminate()
+                if self.restart_always:
+                    # a supervisor that does not know of the stop
+                    threading.Thread(target=self.come_back, args=(self.process,), daemon=True).start()
+            self.after_stop()
+        return "active" if self.alive() else "failed"
+
+    def come_back(self, process: subprocess.Popen[bytes]) -> None:
+        process.wait()
+        with contextlib.suppress(_redis_unit.UnitError):
+            self.systemctl("start", "redis-test", deadline=0)
+
+    def gates(self, result: dict[str, Any]) -> dict[str, str]:
+        return {gate["name"]: gate["verdict"] for gate in result["titan_dr"]["gates"]}
+
+    def failing(self, result: dict[str, Any]) -> dict[str, str]:
+        return {gate["name"]: gate["evidence"] for gate in result["titan_dr"]["gates"] if gate["verdict"] != "pass"}
+
+    def close(self) -> None:
+        self.restart_always = False
+        for process in [self.process, *self.others]:
+            if process:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture
+def host(box: Path, me: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    host = Host(box, me)
+    monkeypatch.setattr(_redis_unit, "systemctl", host.systemctl)
+    monkeypatch.setattr(_redis_unit, "DROP_INS", str(box / "units"))
+    monkeypatch.setattr(_redis_unit, "LOCK", str(host.lock))
+    monkeypatch.setattr(_redis_data, "RECORD_DIR", str(box))
+    yield host
+    host.close()
+
+
+class Case:
+    """A server to be restored, and restore points to take from."""
+
+    def __init__(self, box: Path, key: Any, user: str) -> None:
+        self.box, self.key = box, key
+        (box / "state" / "stage").mkdir(parents=True)
+        (box / "marker").touch()
+        self.section: dict[str, Any] = {}  # what manifests say unless told otherwise
+        self.directory = box / "redis.stage-r1"
+        self.job = box / "state" / "stage" / "redis-r1.json"
+        self.params: dict[str, Any] = {
+            "candidates": [],
+            "identity": key.identity,
+            "data_dir": str(box / "redis"),
+            "run_id": "r1",
+            "user": user,
+            "canary": CANARY,
+            "config": str(box / "redis.conf"),
+            "incident_started_at": 1100.0,
+            "installed_marker": str(box / "marker"),
+            "timeout": 30,
+        }
+
+    def add(
+        self,
+        name: str,
+        plain: bytes,
+        section: dict[str, Any] | None = None,
+        *,
+        stored: bytes | None = None,
+        source: dict[str, Any] | None = None,
+        taken_at: float = 990.0,
+        recorded: bool = False,
+        **details: Any,
+    ) -> None:
+        """A restore point with this dump and this section in its manifest. `recorded`: the damage was done before digest and size were taken."""
+        data, entry = self.key.stored(plain, "points/20260101T000000Z-abcdef/redis.rdb.zst.age")
+        place = self.box / f"{name}.object"
+        place.write_bytes(data if stored is None else stored)
+        seen = {"size": len(plain), "sha256": hashlib.sha256(plain).hexdigest()} if recorded else {}
+        self.params["candidates"].append(
+            {
+                "id": name,
+                "taken_at": taken_at,
+                "object": entry,
+                "details": {**(self.section if section is None else section), **seen, **details},
+                "sources": [source or {"store": "near", "kind": "file", "path": str(place)}],
+            }
+        )
+
+
+@pytest.fixture
+def case(box: Path, key: Any, me: str, monkeypatch: pytest.MonkeyPatch) -> Case:
+    monkeypatch.setattr(_fetch, "STATE_DIR", str(box / "state"))
+    return Case(box, key, me)
 
 
 class Web:
@@ -211,6 +419,22 @@ def other_key() -> Key:
     return Key()
 
 
+EMPTY_SECTION: dict[str, Any] = {
+    "version": "7.0.15",
+    "databases": 16,
+    "keyspace": {},
+    "expired": 0,
+    "size": 1,
+    "sha256": "0" * 64,
+    "rdb_version": 10,
+    "checksum": "ok",
+    "types": {},
+    "expiry": {},
+    "fingerprint": {"keys": 0, "sha256": "0" * 64},
+    "limits": {"databases": 16, "maxmemory": 0, "policy": "noeviction", "modules": []},
+}
+
+
 def _manifest(key: Key, seconds: int = 0, environment_id: str = "lab", **redis: Any) -> dict[str, Any]:
     """A sealed manifest of a restore point taken so many seconds after the first one."""
     point_id = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(1767225600 + seconds)) + "-abcdef"
@@ -226,7 +450,7 @@ def _manifest(key: Key, seconds: int = 0, environment_id: str = "lab", **redis: 
         "taken_at": 1767225600.0 + seconds,
         "objects": objects,
         "server": {},
-        "redis": {"version": "7.0.15", "databases": 16, "keyspace": {}, "expired": 0, "size": 1, **redis},
+        "redis": {**EMPTY_SECTION, **redis},
     }
     return reseal(manifest, key)
 

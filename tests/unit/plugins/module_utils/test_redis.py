@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -12,61 +14,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _redis
-from ansible_collections.titan.disaster_recovery.plugins.module_utils._redis import Redis, RedisError, canary, parse_conf, wait_ready
-
-# --- redis.conf -----------------------------------------------------------------------------------------------------
-
-
-def test_defaults_are_those_of_redis() -> None:
-    conf = parse_conf("")
-    assert (conf.port, conf.unixsocket, conf.dbfilename, conf.appendonly, conf.databases, conf.password) == (6379, "", "dump.rdb", False, 16, "")
-    assert (conf.appendfilename, conf.appenddirname, conf.tls_only) == ("appendonly.aof", "appendonlydir", False)
-    assert conf.address == ("127.0.0.1", 6379)
-
-
-def test_directives() -> None:
-    conf = parse_conf(
-        '# requirepass commented\n\n PORT 0\nunixsocket /run/r.sock\nrequirepass first\nrequirepass "a \\"b\\" # c"\n'
-        'dir /srv/redis\ndbfilename live.rdb\nappendonly YES\nappendfilename "a.aof"\nappenddirname aofs\ndatabases 4\nsave ""\n'
-    )
-    assert conf.password == 'a "b" # c', "the last one counts, quotes are taken off"
-    assert (conf.address, conf.directory, conf.dbfilename, conf.appendonly) == ("/run/r.sock", "/srv/redis", "live.rdb", True)
-    assert (conf.appendfilename, conf.appenddirname, conf.databases) == ("a.aof", "aofs", 4)
-
-
-@pytest.mark.parametrize(
-    ("written", "password"),
-    [(r"a\b", r"a\b"), (r"'a\b'", r"a\b"), (r'"a\\b"', r"a\b"), (r'"\x41\x42"', "AB"), (r"'it\'s'", "it's"), ('""', ""), ("a#b", "a#b"), ("a'b", "a'b")],
-)
-def test_a_password_is_read_as_redis_reads_it(written: str, password: str) -> None:
-    if written == "a'b":
-        with pytest.raises(RedisError, match="line 1"):
-            parse_conf(f"requirepass {written}")
-    else:
-        assert parse_conf(f"requirepass {written}").password == password
-
-
-@pytest.mark.parametrize("written", [r"a\b", r"'a\b'", r'"a\\b\x41"', r"'it\'s'"])
-def test_redis_agrees_on_the_password(redis_server: Any, written: str) -> None:
-    server = redis_server(requirepass=written)
-    assert server.client.call("PING") == "PONG", "the fixture connects with the password as parse_conf read it"
-
-
-def test_renamed_and_disabled_commands() -> None:
-    conf = parse_conf('rename-command CONFIG ""\nrename-command bgsave hidden-save\n')
-    assert (conf.command("config"), conf.command("BGSAVE"), conf.command("info")) == ("", "hidden-save", "INFO")
-
-
-def test_tls_only() -> None:
-    assert parse_conf("port 0\ntls-port 6380\n").tls_only
-    assert not parse_conf("port 6379\ntls-port 6380\n").tls_only
-
-
-@pytest.mark.parametrize(("text", "line"), [("port 1\ninclude /etc/redis/local.conf", 2), ('requirepass "open', 1), ("port many", 0), ("databases x", 0)])
-def test_a_file_that_is_not_understood_is_refused(text: str, line: int) -> None:
-    with pytest.raises(RedisError, match=f"line {line}:" if line else "not a number"):
-        parse_conf(text)
-
+from ansible_collections.titan.disaster_recovery.plugins.module_utils._redis import Redis, RedisError, canary, wait_ready
 
 # --- the protocol ---------------------------------------------------------------------------------------------------
 
@@ -181,6 +129,46 @@ def test_wait_ready_waits_while_loading(scripted: Any) -> None:
 def test_wait_ready_does_not_outlast_a_server_that_keeps_loading(scripted: Any) -> None:
     with pytest.raises(RedisError, match=r"not ready in time: LOADING"):
         wait_ready(scripted(*[b"-LOADING x\r\n"] * 50), "", time.time() + 0.3, lambda: True)
+
+
+def test_wait_ready_tells_how_loading_goes(redis_server: Any, box: Path) -> None:
+    source = redis_server()
+    source.client.call("DEBUG", "POPULATE", 2000, "bulk", 50)
+    (box / "dump.rdb").write_bytes(source.dump())
+    settings = ["--port", "0", "--dir", str(box), "--unixsocket", f"{box}/slow.sock", "--key-load-delay", "500"]
+    process = subprocess.Popen(["redis-server", *settings, "--loading-process-events-interval-bytes", "1024"], stdout=subprocess.DEVNULL)
+    heard: list[str] = []
+    try:
+        client = wait_ready(f"{box}/slow.sock", "", time.time() + 20, lambda: process.poll() is None, progress=heard.append)
+        assert _redis.keyspace(client)["db0"]["keys"] == 2000
+        client.close()
+    finally:
+        process.kill()
+        process.wait()
+    assert heard and all(" % of " in text for text in heard)
+
+
+def test_loading_text() -> None:
+    now = int(time.time())
+    info = {"loading": "1", "loading_start_time": str(now - 10), "loading_total_bytes": "1000", "loading_loaded_bytes": "250"}
+    assert re.fullmatch(r"loaded 25 % of 1000 bytes in 1\d s, about 3\d s to go", _redis.loading_text(info))
+    assert _redis.loading_text({"loading": "0"}) == ""
+    assert "to go" not in _redis.loading_text({**info, "loading_loaded_bytes": "0"})
+
+
+def test_who_is_denied_is_not_down(redis_server: Any) -> None:
+    server = redis_server(user="weak on >pw +ping")
+    with pytest.raises(_redis.AuthError, match="NOPERM"):
+        Redis(server.conf.address, "pw", username="weak").call("INFO")
+    with pytest.raises(_redis.AuthError, match="WRONGPASS"):
+        Redis(server.conf.address, "no", username="weak")
+
+
+def test_bytes_that_are_no_text(redis_server: Any) -> None:
+    client = redis_server().client
+    client.call("SET", b"\xff\x00", b"\x80")
+    assert client.raw("GET", b"\xff\x00") == b"\x80" and client.call("GET", b"\xff\x00") == "\\x80"
+    assert client.raw("KEYS", "*") == [b"\xff\x00"]
 
 
 def test_wait_ready_ends_when_the_server_dies(box: Path) -> None:

@@ -10,6 +10,21 @@ from ansible_collections.titan.disaster_recovery.plugins.module_utils import _re
 
 ENTRY = {"key": "objects/a.tar", "size": 1, "sha256": "0" * 64, "sealed": True, "details": {}}
 
+REDIS = {
+    "version": "7",
+    "databases": 16,
+    "keyspace": {},
+    "expired": 0,
+    "size": 1,
+    "sha256": "0" * 64,
+    "rdb_version": 10,
+    "checksum": "ok",
+    "types": {},
+    "expiry": {},
+    "fingerprint": {"keys": 0, "sha256": "0" * 64},
+    "limits": {"databases": 16, "maxmemory": 0, "policy": "noeviction"},
+}
+
 
 def manifest(**changes: Any) -> dict[str, Any]:
     return {
@@ -20,7 +35,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
         "server": {},
         "seal": "x",
         "objects": {kind: dict(ENTRY) for kind in points.KINDS},
-        "redis": {"version": "7", "databases": 16, "keyspace": {}, "expired": 0, "size": 1},
+        "redis": dict(REDIS),
         **changes,
     }
 
@@ -84,6 +99,28 @@ def test_a_key_or_hash_that_could_mean_something_else(change: dict[str, str]) ->
 def test_an_id_that_is_none(name: str) -> None:
     with pytest.raises(points.ManifestError, match="is not a restore point id"):
         points.parse(json.dumps(manifest(id=name)))
+
+
+@pytest.mark.parametrize("name", sorted(REDIS))
+def test_what_the_restore_leans_on_is_named_when_it_is_missing(name: str) -> None:
+    """A manifest of an earlier release records too little to prove anything by."""
+    broken = manifest()
+    del broken["redis"][name]
+    with pytest.raises(points.ManifestError, match=f"^redis.{name} is missing"):
+        points.parse(json.dumps(broken))
+
+
+@pytest.mark.parametrize(("part", "name"), [("fingerprint", "keys"), ("fingerprint", "sha256"), ("limits", "databases"), ("limits", "maxmemory")])
+def test_a_part_of_it_is_named_too(part: str, name: str) -> None:
+    broken = manifest()
+    broken["redis"][part] = {key: value for key, value in broken["redis"][part].items() if key != name}
+    with pytest.raises(points.ManifestError, match=f"^redis.{part}.{name} is missing"):
+        points.parse(json.dumps(broken))
+
+
+def test_a_digest_that_is_none() -> None:
+    with pytest.raises(points.ManifestError, match=r"redis.sha256 is malformed"):
+        points.parse(json.dumps(manifest(redis={**REDIS, "sha256": "x"})))
 
 
 def test_the_digest_covers_everything_but_the_seal() -> None:

@@ -5,173 +5,28 @@ import json
 import os
 import pwd
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from ansible.module_utils.testing import patch_module_args
+from pm2_world import DAEMON, GUIDE, UID, World, connect, raw
 
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _start
-from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import parse_components
-from ansible_collections.titan.disaster_recovery.plugins.module_utils._pm2 import App, Pm2Error, Process, Sample, Watcher
-from ansible_collections.titan.disaster_recovery.plugins.module_utils._probe import Verdict
-from ansible_collections.titan.disaster_recovery.plugins.module_utils._start import Fence, Pm2Cli, Settings, Starter, StartError
+from ansible_collections.titan.disaster_recovery.plugins.module_utils._pm2 import Process
+from ansible_collections.titan.disaster_recovery.plugins.module_utils._start import Pm2Cli, Starter, StartError
 from ansible_collections.titan.disaster_recovery.plugins.modules import component_start
 
-UID, DAEMON = 1000, 10
 HALT = {"url": "http://127.0.0.1:3000/halt", "confirm": {"url": "http://127.0.0.1:3000/state", "expect": {"trading": [False]}}}
-
-
-def raw(name: str, *depends_on: str, port: int | None = None, **more: Any) -> dict[str, Any]:
-    return {"name": name, "kind": "pm2", "depends_on": list(depends_on), "port": port, "start_timeout": 10, **more}
-
-
-GUIDE = [
-    {"name": "redis", "kind": "redis", "port": 6379, "start_timeout": 3},
-    raw("brain", "redis", port=3000, health={"path": "/health"}),
-    raw("phase1", "brain", port=3002, health={"path": "/health"}),
-    raw("phase2", "brain", port=3003, health={"path": "/health"}),
-    raw("job", pm2_status=["stopped"]),
-]
-
-
-class World:
-    """A host in memory: kernel, PM2, services, nftables and systemd. Only sleeping moves the clock."""
-
-    def __init__(self, home: Path, components: list[dict[str, Any]] | None = None, daemon: bool = True) -> None:
-        self.home = home
-        self.components = parse_components(components or GUIDE)
-        self.now = 0.0
-        self.daemon = daemon
-        self.apps: dict[str, App] = {}
-        self.born: dict[int, float] = {}
-        self.processes = {1: Process(1, 0, 0, "S", 1), DAEMON: Process(DAEMON, 1, UID, "S", DAEMON)}
-        self.ports: dict[int, set[int]] = {6379: {5}}
-        self.latch = True
-        self.fenced = False
-        self.halted = False
-        self.log: list[str] = []
-        self.absent: set[str] = set()
-        self.crashing: set[str] = set()
-        self.sick: set[str] = set()
-        self.survives: set[str] = set()
-        self.halts: Callable[[], bool] = lambda: True
-        self.next_pid = 100
-
-    def by_app(self, name: str) -> Any:
-        return next(component for component in self.components if component.app == name)
-
-    def spawn(self, name: str) -> None:
-        component = self.by_app(name)
-        pid, self.next_pid = self.next_pid, self.next_pid + 1
-        if component.is_job or name in self.crashing:
-            self.apps[name] = App(name, pid, 0, "stopped" if component.is_job else "waiting restart", 0 if component.is_job else 5, 0)
-            return
-        self.apps[name] = App(name, pid, pid, "online", 0, 1)
-        self.processes[pid] = Process(pid, DAEMON, UID, "S", pid)
-        self.born[pid] = self.now
-        if component.port:
-            self.ports[component.port] = {pid}
-
-    def end(self, pid: int) -> None:
-        self.processes.pop(pid, None)
-        self.ports = {port: holders - {pid} for port, holders in self.ports.items() if holders - {pid}}
-
-    def sample(self, components: Any) -> Sample:
-        if not self.daemon:
-            raise Pm2Error("no PM2 daemon")
-        ages = {pid: self.now - born for pid, born in self.born.items()}
-        return Sample(self.now, list(self.apps.values()), dict(self.processes), dict(self.ports), ages, DAEMON, UID)
-
-    def probe(self, spec: Mapping[str, Any], timeout: float) -> Verdict:
-        return Verdict(spec["name"], "fail" if spec["name"] in self.sick else "pass", "asked")
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-    # Pm2Cli
-    environment: Mapping[str, str] = {}
-    base: Mapping[str, str] = {"PM2_HOME": "/h"}
-    executable = "/pm2"
-
-    def spawn_cli(self, arguments: Sequence[str], extra: Mapping[str, str] | None = None) -> Any:
-        self.log.append(" ".join(arguments))
-        if arguments[0] == "start":
-            assert self.latch and not set(self.apps) & set(arguments[3].split(","))
-            for name in arguments[3].split(","):
-                if name not in self.absent:
-                    self.spawn(name)
-        elif arguments[0] == "delete":
-            for name, app in list(self.apps.items()):
-                if str(app.pm_id) in arguments[1:]:
-                    del self.apps[name]
-                    if name not in self.survives:
-                        self.end(app.pid)
-        elif arguments[0] == "save":
-            (self.home / "dump.pm2").write_text(json.dumps([{"name": name} for name in self.apps]))
-        world = self
-
-        class Done:
-            def poll(self) -> int | None:
-                return 0
-
-            def errors(self) -> str:
-                return "[PM2][ERROR] no" if world.absent else ""
-
-            def stop(self) -> None:
-                return
-
-        return Done()
-
-    def command(self, argv: Sequence[str], stdin: str, timeout: float) -> tuple[int, str]:
-        line = " ".join(argv)
-        if "nft" in line:
-            if "-f" in argv:
-                self.log.append("fence up")
-                self.fenced = True
-            elif "delete" in argv:
-                self.log.append("fence down")
-                self.fenced = False
-            return (0, f"meta skuid {UID} drop") if self.fenced else (1, "")
-        self.log.append(line)
-        if "restart" in argv or argv[0] == "systemd-run":
-            self.daemon = True
-        return 0, ""
-
-    def call(self, spec: Mapping[str, Any], timeout: float) -> Verdict:
-        self.log.append("halt")
-        self.now += 0.1
-        return Verdict("halt", "pass" if self.halts() else "fail", "trading is False")
-
-    def signal(self, process: Process, number: int, lookup: Any) -> None:
-        self.log.append(f"signal {number} to {process.pid}")
-        if number == signal.SIGKILL:
-            self.end(process.pid)
 
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[World, Starter]]:
     def build(components: list[dict[str, Any]] | None = None, daemon: bool = True, systemd: bool = True, **settings: Any) -> tuple[World, Starter]:
         world = World(tmp_path, components, daemon)
-
-        def find(home: str, uid: int, proc: Any) -> Process:
-            if not world.daemon:
-                raise Pm2Error("no PM2 daemon")
-            return world.processes[DAEMON]
-
-        monkeypatch.setattr(_start, "find_daemon", find)
-        watcher = Watcher(str(tmp_path), UID, query=lambda *_args: list(world.apps.values()), prober=world.probe, clock=lambda: world.now, sleep=world.sleep)
-        monkeypatch.setattr(watcher, "sample", world.sample)
-        monkeypatch.setattr(watcher.proc, "listeners", lambda ports: {port: world.ports[port] for port in ports if port in world.ports})
-        monkeypatch.setattr(watcher.proc, "cgroup", lambda pid: "0::/system.slice/pm2-titan.service")
-        monkeypatch.setattr(watcher.proc, "comm", lambda pid: "node")
-        monkeypatch.setattr(world, "spawn", world.spawn)
-        cli: Any = type("Cli", (), {"spawn": staticmethod(world.spawn_cli), "base": world.base, "executable": world.executable})
-        wanted = {"home": str(tmp_path), "ecosystem": "/eco", "end": 60.0, "latch_set": lambda: world.latch, "latch": "/halt", **settings}
-        fence = Fence(UID, world.command)
-        return world, Starter(world.components, Settings(**wanted), watcher, cli, fence, world.command, world.call, world.signal, lambda: systemd)
+        return world, connect(world, Starter, monkeypatch, systemd, **settings)
 
     return build
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _debian, _fetch
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _debian, _fetch, _redis_unit
 from ansible_collections.titan.disaster_recovery.plugins.modules import preflight_info
 
 GATES = {"operating_system", "python", "root", "disk", "memory", "clock", "blank_or_ours"}
@@ -154,3 +155,144 @@ def test_reachable(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert preflight_info.reachable("127.0.0.1")
     monkeypatch.setattr(socket, "create_connection", lambda address, **more: real((address[0], 1), **more))
     assert not preflight_info.reachable("127.0.0.1")
+
+
+# --- in place: a Titan that has its data --------------------------------------------------------------------------------
+
+IN_PLACE = {"python", "root", "disk", "memory", "clock", "environment", "redis_config"}  # and newer_data, redis_copies where there is a Redis to ask for
+ON = {"url": "http://127.0.0.1:1/trading", "status": [200], "expect": {"trading": [True]}}
+
+
+@pytest.fixture
+def titan(params: dict[str, Any], redis_server: Any, web: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A Titan on a Redis of its own; `trading` is what it says of itself."""
+    server = redis_server()
+    for number in range(100):
+        server.client.call("SET", f"titan:orders:{number}", "filled")
+    monkeypatch.setattr(_redis_unit.Unit, "main_pid", lambda unit: server.process.pid if server.process.poll() is None else 0)
+    said = {"trading": True}
+    service = web(lambda *request: (200, {"Content-Type": "application/json"}, json.dumps(said).encode()))
+    params["restore_point"] |= {"taken_at": time.time() - 60}
+    params["restore_point"]["details"]["keyspace"] = {"db0": {"keys": 90, "expires": 0}}
+    params |= {"redis_data_dir": str(server.folder), "redis_config": str(server.config), "in_place": True, "run_id": "r1"}
+    params["trading_probe"] = {**ON, "url": service.url}
+    return SimpleNamespace(server=server, said=said, params=params)
+
+
+def judged(result: dict[str, Any]) -> dict[str, str]:
+    """Verdicts that are not pass; `newer_data` is only asked where there is something to lose."""
+    found = {gate["name"]: gate["verdict"] for gate in result["titan_dr"]["gates"]}
+    assert set(found) >= IN_PLACE and not set(found) & {"blank_or_ours", "operating_system", "no_package_registry"}
+    wrong = {name: verdict for name, verdict in found.items() if verdict != "pass"}
+    assert result["failed"] == bool(wrong) == ("refused" in result["titan_dr"])
+    return wrong
+
+
+def evidence(result: dict[str, Any], name: str) -> str:
+    return next(gate["evidence"] for gate in result["titan_dr"]["gates"] if gate["name"] == name)
+
+
+def test_a_healthy_titan_that_trades_is_refused_without_consent(titan: Any, run_module: Any) -> None:
+    result = run_module(preflight_info, titan.params)
+    assert judged(result) == {"newer_data": "fail"} and "database_corruption_confirm" in result["msg"]
+    assert "with 100 keys, trading is on; the newest restore point is 60 s old" in result["msg"]
+    result = run_module(preflight_info, {**titan.params, "confirmed": True})
+    assert judged(result) == {} and "all that is newer would be thrown away" in " ".join(result["titan_dr"]["notes"])
+
+
+def test_a_healthy_redis_whose_titan_is_halted_is_noted(titan: Any, run_module: Any) -> None:
+    titan.said["trading"] = False
+    result = run_module(preflight_info, titan.params)
+    assert judged(result) == {} and "calls itself healthy" in " ".join(result["titan_dr"]["notes"])
+
+
+@pytest.mark.parametrize("fault", ["gone", "hung", "empty", "read only disk"])
+def test_a_redis_that_is_not_well_needs_no_consent(titan: Any, run_module: Any, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    monkeypatch.setattr(preflight_info, "PATIENCE", 0.5)
+    if fault == "gone":
+        titan.server.process.kill()
+        titan.server.process.wait()
+    elif fault == "hung":
+        titan.server.process.send_signal(signal.SIGSTOP)
+    elif fault == "empty":
+        titan.server.client.call("FLUSHALL")
+        titan.server.client.call("SET", "titan:first", "written after a start from nothing")
+    else:
+        titan.server.client.call("CONFIG", "SET", "dbfilename", "x" * 300 + ".rdb")
+        titan.server.client.call("BGSAVE")
+        deadline = time.monotonic() + 5
+        while titan.server.client.info("persistence")["rdb_last_bgsave_status"] == "ok":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    result = run_module(preflight_info, titan.params)
+    assert judged(result) == {} and "Redis is not healthy" in evidence(result, "newer_data"), fault
+
+
+def test_a_redis_that_turns_us_away_is_unknown_not_ill(titan: Any, run_module: Any) -> None:
+    titan.server.client.call("CONFIG", "SET", "requirepass", "changed by somebody")
+    result = run_module(preflight_info, titan.params)
+    assert judged(result) == {"newer_data": "unknown", "redis_copies": "fail"} and "NOAUTH" in result["msg"]
+    assert judged(run_module(preflight_info, {**titan.params, "confirmed": True})) == {"redis_copies": "fail"}, "consent is no password"
+    result = run_module(preflight_info, {**titan.params, "redis_password": "changed by somebody"})
+    assert judged(result) == {"newer_data": "fail"} and "with 100 keys" in result["msg"]
+
+
+def test_only_what_this_very_run_recovered_is_not_asked_for_consent(titan: Any, run_module: Any) -> None:
+    claim("lab", recovered={"environment_id": "lab", "run_id": "r1"})
+    result = run_module(preflight_info, titan.params)
+    assert judged(result) == {} and result["recovered"] == {"environment_id": "lab", "run_id": "r1"}
+    result = run_module(preflight_info, {**titan.params, "run_id": "r2"})
+    assert judged(result) == {"newer_data": "fail"} and result["recovered"] == {}
+
+
+def test_whose_server_it_is(titan: Any, run_module: Any) -> None:
+    titan.params["confirmed"] = True
+    assert "claimed by no environment" in evidence(run_module(preflight_info, titan.params), "environment"), "built by hand"
+    claim("staging")
+    assert judged(run_module(preflight_info, titan.params)) == {"environment": "fail"}
+    Path(_fetch.STATE_DIR, "owner.json").write_text('{"environment_id": "lab"')
+    assert judged(run_module(preflight_info, titan.params)) == {"environment": "unknown"}
+
+
+def test_a_configuration_that_does_not_fit(titan: Any, run_module: Any, tmp_path: Path) -> None:
+    titan.params["confirmed"] = True
+    result = run_module(preflight_info, {**titan.params, "redis_config": str(tmp_path / "none.conf")})
+    assert judged(result) == {"redis_config": "fail"}
+    result = run_module(preflight_info, {**titan.params, "redis_data_dir": str(tmp_path)})
+    assert judged(result) == {"redis_config": "fail"} and f"the inventory says {tmp_path}" in result["msg"]
+    with titan.server.config.open("a") as handle:
+        handle.write("replicaof 192.0.2.1 6379\n")
+    assert judged(run_module(preflight_info, titan.params)) == {"redis_config": "fail"}
+
+
+def test_a_mount_point_cannot_be_moved_aside(titan: Any, run_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    titan.params["confirmed"] = True
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == str(titan.server.folder))
+    assert judged(run_module(preflight_info, titan.params)) == {"redis_config": "fail"}
+
+
+@pytest.mark.parametrize(("free", "verdict"), [((64 << 20) + 2999, "fail"), ((64 << 20) + 3000, None)])
+def test_disk_in_place(titan: Any, run_module: Any, monkeypatch: pytest.MonkeyPatch, free: int, verdict: str | None) -> None:
+    """Neither packages nor releases are brought: a disk that is nearly full is a reason to recover, not to refuse."""
+    titan.params["confirmed"] = True
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    assert judged(run_module(preflight_info, titan.params)).get("disk") == verdict
+
+
+def test_replicas_that_would_lose_what_they_hold(titan: Any, run_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    titan.params["confirmed"] = True
+    assert evidence(run_module(preflight_info, titan.params), "redis_copies") == "no replica and no Sentinel is attached"
+    titan.server.client.call("CLIENT", "SETNAME", "sentinel-0a1b2c3d-cmd")
+    assert judged(run_module(preflight_info, titan.params)) == {"redis_copies": "fail"}
+    titan.server.client.call("CLIENT", "SETNAME", "")
+    # a hung master cannot be asked: who is connected to it may be a replica
+    monkeypatch.setattr(preflight_info, "PATIENCE", 0.5)
+    monkeypatch.setattr(_redis_unit, "peers", lambda pid, ports: {"10.0.0.7"})
+    titan.server.process.send_signal(signal.SIGSTOP)
+    result = run_module(preflight_info, titan.params)
+    assert judged(result) == {"redis_copies": "fail"} and "redis_restore_replicas_consent" in result["msg"]
+    assert judged(run_module(preflight_info, {**titan.params, "replicas_consent": True})) == {}
+
+
+def test_in_place_needs_to_be_told_where(params: dict[str, Any], run_module: Any) -> None:
+    assert "redis_config" in run_module(preflight_info, {**params, "in_place": True})["msg"]

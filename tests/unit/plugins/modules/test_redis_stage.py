@@ -5,79 +5,31 @@ import json
 import os
 import signal
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch
 from ansible_collections.titan.disaster_recovery.plugins.modules import redis_stage
 
 CANARY = {"key": "titan:dr:canary", "db": 1}
-DETAILS = {"version": "7.0.15",
-    "keyspace": {"db0": {"keys": 10, "expires": 2}, "db1": {"keys": 3, "expires": 0}},
-    "expired": 0,
-    "databases": 16,
-    "canary": {"seq": 7, "at": 1000.0},
-}
-NAME = "points/20260101T000000Z-abcdef/redis.rdb.zst.age"
+KEYSPACE = {"db0": {"keys": 10, "expires": 2}, "db1": {"keys": 3, "expires": 0}}
 
 
 @pytest.fixture
-def dump(redis_server: Any) -> bytes:
+def dump(redis_server: Any, case: Any, section_of: Any) -> bytes:
     server = redis_server()
     server.fill()
-    return bytes(server.dump())
+    dump = bytes(server.dump())
+    case.section = section_of(dump)
+    return dump
 
 
-class Case:
-    """A server to be restored, and restore points to take from."""
-
-    def __init__(self, box: Path, key: Any, user: str) -> None:
-        self.box, self.key = box, key
-        (box / "state" / "stage").mkdir(parents=True)
-        (box / "marker").touch()
-        self.directory = box / "redis.stage-r1"
-        self.job = box / "state" / "stage" / "redis-r1.json"
-        self.params: dict[str, Any] = {
-            "candidates": [],
-            "identity": key.identity,
-            "data_dir": str(box / "redis"),
-            "run_id": "r1",
-            "user": user,
-            "canary": CANARY,
-            "incident_started_at": 1100.0,
-            "installed_marker": str(box / "marker"),
-            "timeout": 20,
-        }
-
-    def add(self, name: str, plain: bytes, stored: bytes | None = None, source: dict[str, Any] | None = None, **details: Any) -> None:
-        data, entry = self.key.stored(plain, NAME)
-        place = self.box / f"{name}.object"
-        place.write_bytes(data if stored is None else stored)
-        self.params["candidates"].append(
-            {
-                "id": name,
-                "taken_at": 990.0,
-                "object": entry,
-                "details": {**DETAILS, "size": len(plain), **details},
-                "sources": [source or {"store": "near", "kind": "file", "path": str(place)}],
-            }
-        )
-
-
-@pytest.fixture
-def case(box: Path, key: Any, me: str, monkeypatch: pytest.MonkeyPatch) -> Case:
-    monkeypatch.setattr(_fetch, "STATE_DIR", str(box / "state"))
-    return Case(box, key, me)
-
-
-def test_proven(case: Case, dump: bytes, run_module: Any) -> None:
+def test_proven(case: Any, dump: bytes, run_module: Any) -> None:
     case.add("new", dump)
     result = run_module(redis_stage, case.params)
     assert result["changed"] and result["stage"] == str(case.directory)
     assert (case.directory / "base.rdb").read_bytes() == dump and os.listdir(case.directory) == ["base.rdb"]
-    assert result["expected"]["canary"] == {**CANARY, "seq": 7, "at": 1000.0} and result["expected"]["keyspace"] == DETAILS["keyspace"]
+    assert result["expected"]["canary"] == {**CANARY, "seq": 7, "at": 1000.0} and result["expected"]["keyspace"] == KEYSPACE
     rows = result["titan_dr"]
     assert rows["gates"][0]["verdict"] == "pass" and "canary 7" in rows["gates"][0]["evidence"]
     assert rows["versions"] == {"redis": "7.0.15"}
@@ -85,7 +37,7 @@ def test_proven(case: Case, dump: bytes, run_module: Any) -> None:
     assert set(rows["timings"]) == {"fetch", "wait_for_packages", "prove"}
 
 
-def test_a_stage_that_an_earlier_run_left_is_removed_unless_it_is_being_made(case: Case, dump: bytes, run_module: Any) -> None:
+def test_a_stage_that_an_earlier_run_left_is_removed_unless_it_is_being_made(case: Any, dump: bytes, run_module: Any) -> None:
     left, live = case.box / "redis.stage-old", case.box / "redis.stage-live"
     left.mkdir()
     live.mkdir()
@@ -95,47 +47,51 @@ def test_a_stage_that_an_earlier_run_left_is_removed_unless_it_is_being_made(cas
     assert not left.exists() and live.exists() and case.directory.exists()
 
 
-def test_the_data_loss_without_a_canary(case: Case, dump: bytes, run_module: Any) -> None:
+def test_the_data_loss_without_a_canary(case: Any, dump: bytes, run_module: Any) -> None:
     case.add("new", dump, canary=None)
     assert run_module(redis_stage, case.params)["titan_dr"]["rpo"] == {"actual_s": 110.0, "basis": "time of the snapshot"}
 
 
-def test_a_bad_candidate_is_passed_over_with_its_reason(case: Case, dump: bytes, redis_server: Any, run_module: Any) -> None:
-    empty = redis_server().dump()
+def test_a_bad_candidate_is_passed_over_with_its_reason(case: Any, dump: bytes, redis_server: Any, run_module: Any) -> None:
     case.add("damaged", dump, stored=b"x" * 1000)
-    case.add("empty", empty)
+    case.add("empty", redis_server().dump(), recorded=True)
     case.add("gone", dump, source={"store": "far", "kind": "file", "path": "/nonexistent"})
     case.add("lied", dump, size=len(dump) + 1)
+    case.add("other", dump, sha256="0" * 64)
+    case.add("version", dump, rdb_version=9)
     case.add("canary", dump, canary={"seq": 8, "at": 1000.0})
-    case.add("good", dump)
+    case.add("content", dump, fingerprint={"keys": 11, "sha256": "0" * 64})
+    case.add("good", dump, taken_at=500.0)
     result = run_module(redis_stage, case.params)
     assert result["titan_dr"]["restore_point"]["id"] == "good" and (case.directory / "base.rdb").read_bytes() == dump
     reasons = [note.removeprefix("passed over: restore point ") for note in result["titan_dr"]["notes"]]
-    assert [reason.split()[0] for reason in reasons] == ["damaged", "empty", "gone", "lied", "canary"]
-    for reason, why in zip(reasons, ("age ended", "0 keys loaded", "reading failed", "bytes", "canary is 7, 8"), strict=True):
+    assert [reason.split()[0] for reason in reasons[:-1]] == ["damaged", "empty", "gone", "lied", "other", "version", "canary", "content"]
+    whys = ("age ended", "0 keys loaded", "reading failed", "bytes", "not the one that was saved", "says RDB 10", "canary is 7, 8", "the fingerprint is")
+    for reason, why in zip(reasons[:-1], whys, strict=True):
         assert why in reason
+    assert reasons[-1] == "restore point good is 490 s older than the newest one: so much more is lost"
 
 
-def test_nothing_usable_leaves_no_stage(case: Case, dump: bytes, run_module: Any) -> None:
+def test_nothing_usable_leaves_no_stage(case: Any, dump: bytes, run_module: Any) -> None:
     case.add("damaged", dump, stored=b"x" * 1000)
     result = run_module(redis_stage, case.params)
     assert result["failed"] and "No Redis data was restored" in result["msg"] and result["titan_dr"]["gates"][0]["verdict"] == "fail"
     assert not case.directory.exists()
 
 
-def test_no_candidate(case: Case, run_module: Any) -> None:
+def test_no_candidate(case: Any, run_module: Any) -> None:
     assert "there is no candidate" in run_module(redis_stage, case.params)["msg"]
 
 
-def test_packages_that_never_come(case: Case, dump: bytes, run_module: Any) -> None:
+def test_packages_that_never_come(case: Any, dump: bytes, run_module: Any) -> None:
     (case.box / "marker").unlink()
     case.add("new", dump)
     result = run_module(redis_stage, {**case.params, "timeout": 0.5})
     assert result["failed"] and "packages are not installed" in result["msg"]
 
 
-def test_check_mode_fetches_nothing(case: Case, run_module: Any) -> None:
-    case.add("new", b"x")
+def test_check_mode_fetches_nothing(case: Any, run_module: Any) -> None:
+    case.add("new", b"x", {})
     result = run_module(redis_stage, case.params, check=True)
     assert result["changed"] and "restore point new" in result["titan_dr"]["notes"][0] and not case.directory.exists()
     assert run_module(redis_stage, {**case.params, "mode": "wait"}, check=True)["titan_dr"] == {}
@@ -144,7 +100,7 @@ def test_check_mode_fetches_nothing(case: Case, run_module: Any) -> None:
 # --- in the background ----------------------------------------------------------------------------------------------
 
 
-def until_running(case: Case) -> int:
+def until_running(case: Any) -> int:
     end = time.monotonic() + 5
     while not redis_stage.read(str(case.job)).get("pid"):
         assert time.monotonic() < end
@@ -152,7 +108,7 @@ def until_running(case: Case) -> int:
     return int(redis_stage.read(str(case.job))["pid"])
 
 
-def test_the_result_arrives_and_no_secret_touches_the_disk(case: Case, dump: bytes, web: Any, run_module: Any) -> None:
+def test_the_result_arrives_and_no_secret_touches_the_disk(case: Any, dump: bytes, web: Any, run_module: Any) -> None:
     planted = [case.key.identity.strip(), "SIGNED-ADDRESS", "PRIVATE-KEY-TEXT"]
     seen: list[bytes] = []
 
@@ -190,14 +146,14 @@ def test_the_result_arrives_and_no_secret_touches_the_disk(case: Case, dump: byt
     assert run_module(redis_stage, {**case.params, "mode": "wait"})["stage"] == str(case.directory)
 
 
-def test_a_failure_in_the_background_is_reported(case: Case, dump: bytes, run_module: Any) -> None:
+def test_a_failure_in_the_background_is_reported(case: Any, dump: bytes, run_module: Any) -> None:
     case.add("damaged", dump, stored=b"x")
     run_module(redis_stage, {**case.params, "mode": "start"})
     result = run_module(redis_stage, {**case.params, "mode": "wait"})
     assert result["failed"] and "age ended" in result["msg"] and result["titan_dr"]["gates"][0]["verdict"] == "fail"
 
 
-def test_a_worker_that_died_is_reported_at_once(case: Case, dump: bytes, run_module: Any) -> None:
+def test_a_worker_that_died_is_reported_at_once(case: Any, dump: bytes, run_module: Any) -> None:
     (case.box / "marker").unlink()
     case.add("new", dump)
     run_module(redis_stage, {**case.params, "mode": "start"})
@@ -216,12 +172,12 @@ def test_a_worker_that_died_is_reported_at_once(case: Case, dump: bytes, run_mod
     assert not run_module(redis_stage, {**case.params, "mode": "wait"})["failed"]
 
 
-def test_a_worker_that_was_never_started(case: Case, run_module: Any) -> None:
+def test_a_worker_that_was_never_started(case: Any, run_module: Any) -> None:
     result = run_module(redis_stage, {**case.params, "mode": "wait", "timeout": 0.3})
     assert result["failed"] and "did not end in time" in result["msg"]
 
 
-def test_the_worker_ends_with_its_time(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worker_ends_with_its_time(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever it hangs on: the alarm is the kernel's."""
     monkeypatch.setattr(redis_stage.signal, "alarm", lambda seconds: signal.setitimer(signal.ITIMER_REAL, 0.2))
     redis_stage.in_background(lambda: time.sleep(60), str(case.job), 1)

@@ -27,8 +27,12 @@ def server(redis_server: Any) -> Any:
     return server
 
 
+def look(server: Any) -> list[dict[str, str]]:
+    return redis_gates({"redis": {"config": str(server.config)}, "canary": CANARY}, time.time() + 10)
+
+
 def ask(server: Any) -> dict[str, str]:
-    return verdicts(redis_gates({"redis": {"config": str(server.config)}, "canary": CANARY}))
+    return verdicts(look(server))
 
 
 GOOD = dict.fromkeys(("redis", "redis_data", "redis_persistence", "redis_eviction"), "pass")
@@ -55,8 +59,18 @@ def test_a_missing_canary_is_stated(server: Any) -> None:
     """A Titan without a canary is valid; that the data loss cannot be measured has to be seen."""
     server.client.call("SELECT", 1)
     server.client.call("DEL", CANARY["key"])
-    [found] = [gate for gate in redis_gates({"redis": {"config": str(server.config)}, "canary": CANARY}) if gate["name"] == "redis_data"]
+    [found] = [gate for gate in look(server) if gate["name"] == "redis_data"]
     assert (found["verdict"], found["evidence"]) == ("pass", "db0 10 keys, db1 2 keys; no canary")
+
+
+def test_a_new_base_that_is_being_written_is_waited_for(redis_server: Any) -> None:
+    server = redis_server(appendonly="yes")
+    server.fill()
+    server.client.call("CONFIG", "SET", "rdb-key-save-delay", "50000")
+    server.client.call("BGREWRITEAOF")
+    began = time.monotonic()
+    assert ask(server) == GOOD
+    assert time.monotonic() - began > 0.3 and server.client.info("persistence")["aof_rewrite_in_progress"] == "0"
 
 
 def test_an_aof_that_was_turned_off_fails(redis_server: Any) -> None:
