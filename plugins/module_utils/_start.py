@@ -449,7 +449,7 @@ class Starter:
         except Pm2Error as error:
             raise StartError(f"PM2 cannot be asked any more: {error}") from error
 
-    def _clear(self, members: Sequence[Component], daemon: Process) -> None:
+    def _clear(self, members: Sequence[Component], daemon: Process | None) -> None:
         """Take away what is registered, and prove that its processes and ports are gone."""
         sample = self._sample()
         apps = [app for app in sample.apps if app.name in {component.app for component in members}]
@@ -460,10 +460,10 @@ class Starter:
             for process in sample.processes.values()
             if descends(process.pid, app.pid, sample.processes)
         }
-        if apps:
+        if apps and daemon:
             self.outcome.changed = True
             running = self._pm2(daemon, ["delete", *(str(app.pm_id) for app in apps)])
-            self._finish(running, "deleting unhealthy applications")
+            self._finish(running, "deleting applications")
         began = self.watcher.clock()
         signalled: dict[int, int] = {}
         while True:
@@ -483,7 +483,7 @@ class Starter:
             for pid, why in sorted(found.items()):
                 process = sample.processes.get(pid)
                 name = self.watcher.proc.comm(pid) if process else "cannot be seen"
-                if process is None or not is_stray(pid, self.watcher.uid, daemon.pid, sample.processes):
+                if process is None or not is_stray(pid, self.watcher.uid, daemon.pid if daemon else None, sample.processes):
                     if process is None and waited < _TERM_AFTER:  # it is just ending
                         continue
                     raise StartError(f"process {pid} ({name}) {why} and is not a left-over of PM2; it was not touched and nothing was started in its place")

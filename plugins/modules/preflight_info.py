@@ -12,6 +12,8 @@ version_added: "0.1.0"
 author: [Titan DR maintainers (@titan-dr)]
 description:
   - Checks rights, operating system, memory, disk, clock and whether the server is blank or ours, before anything is changed.
+  - With O(in_place) the server is a Titan whose Redis is to be restored where it is. It may hold data and its ports may be in use.
+    A Redis that answers while trading is on is refused, because what is newer than the restore point would be thrown away, unless O(confirmed).
   - Fails with all reasons at once, in seconds.
 options:
   environment_id:
@@ -39,6 +41,39 @@ options:
     description: Seconds that the clocks may differ.
     type: float
     default: 5
+  in_place:
+    description: Whether Redis is restored on the server that has it, and not on a blank one.
+    type: bool
+    default: false
+  confirmed:
+    description: Whether newer data may be thrown away although Redis answers and trading is on.
+    type: bool
+    default: false
+  redis_config:
+    description: The configuration file of Redis. Needed with O(in_place).
+    type: path
+  redis_username:
+    description: ACL user to ask Redis as; empty for the default user.
+    type: str
+    default: ""
+  redis_password:
+    description: Password for Redis, where its configuration does not hold it in clear.
+    type: str
+    default: ""
+  redis_unit:
+    description: The systemd unit of Redis.
+    type: str
+    default: redis-server
+  replicas_consent:
+    description: Whether replicas that are attached to Redis may lose what they hold.
+    type: bool
+    default: false
+  trading_probe:
+    description: The probe that passes when trading is on. Needed with O(in_place).
+    type: dict
+  run_id:
+    description: This run. Needed with O(in_place). What this very run has recovered already is not refused.
+    type: str
   require_no_registry:
     description: Whether a server that can reach a package registry is refused. Drills set it, to prove that a recovery needs none.
     type: bool
@@ -79,17 +114,31 @@ import os
 import re
 import shutil
 import socket
+import subprocess
 import sys
 import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _debian, _fetch
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import (
+    _debian,
+    _fetch,
+    _probe,
+    _redis,
+    _redis_data,
+    _redis_live,
+    _redis_unit,
+    _restore_point,
+)
 
-# The dump twice (as fetched and as live data) and room to rewrite the AOF; packages and releases beside it.
+# The dump twice (as fetched and as live data) and room to rewrite the AOF. In place the old data stays, but it takes its room already.
 DISK_FACTOR = 3
+# Packages and releases on a blank server; on one that has them only logs and the like.
 DISK_REST = 1 << 30
+DISK_REST_IN_PLACE = 64 << 20
+# Seconds for the answer of a server that may well hang.
+PATIENCE = 3.0
 
 
 class Preflight:
@@ -108,12 +157,14 @@ class Preflight:
         here = _debian.system()
         differs = [f"{key} is {here[key]}, the restore point is of {server[key]}" for key in here if key in server and server[key] != here[key]]
         self.gate("operating_system", not differs, "; ".join(differs) or f"{here['os']} {here['release']} {here['architecture']}")
+
+    def rights(self) -> None:
         self.gate("python", sys.version_info >= (3, 11), f"Python {sys.version.split()[0]}, 3.11 is needed")
         self.gate("root", os.geteuid() == 0, f"user id {os.geteuid()}")
 
     def resources(self) -> None:
         details = self.params["restore_point"]["details"]
-        need = details["size"] * DISK_FACTOR + DISK_REST
+        need = details["size"] * DISK_FACTOR + (DISK_REST_IN_PLACE if self.params["in_place"] else DISK_REST)
         place = self.params["redis_data_dir"]
         while not os.path.isdir(place):
             place = os.path.dirname(place)
@@ -121,7 +172,7 @@ class Preflight:
         self.gate("disk", free >= need, f"{free >> 20} MiB free for {self.params['redis_data_dir']}, {need >> 20} MiB needed")
         with open("/proc/meminfo", encoding="ascii") as handle:
             available = int(re.search(r"MemAvailable:\s+(\d+)", handle.read()).group(1)) << 10  # type: ignore[union-attr]
-        # The scratch Redis is gone before the live one starts, so the data is in memory once.
+        # The scratch Redis is gone before the live one starts. In place an old one may live beside it, but its memory is not available anyway.
         need = int(details.get("used_memory", 0) * 1.2)
         self.gate("memory", available >= need, f"{available >> 20} MiB available, {need >> 20} MiB needed")
 
@@ -144,6 +195,78 @@ class Preflight:
         self.gate("blank_or_ours", not foreign, "; ".join(foreign) or "no Redis data, no component's port in use")
         return {}
 
+    def titan(self) -> dict[str, t.Any]:
+        """The server is the Titan that the inventory describes, and restoring its Redis would not make things worse."""
+        environment, run_id = self.params["environment_id"], self.params["run_id"]
+        record = os.path.join(_fetch.STATE_DIR, "owner.json")
+        owner = read_json(record)
+        if owner:
+            self.gate("environment", owner.get("environment_id") == environment, f"claimed by environment {owner.get('environment_id')}")
+        else:
+            # a server that was built by hand was never claimed
+            unread = os.path.exists(record)
+            self.gate("environment", None if unread else True, f"{record} cannot be read" if unread else "claimed by no environment")
+        conf = self.redis_conf()
+        recovered = read_json(os.path.join(_fetch.STATE_DIR, "recovered.json"))
+        if recovered == {"environment_id": environment, "run_id": run_id}:
+            self.notes.append("this run has recovered this server already")
+            return recovered
+        if conf:
+            self.newer_data(conf)
+            self.copies(conf)
+        return {}
+
+    def redis_conf(self) -> _redis.RedisConf | None:
+        path, data_dir = self.params["redis_config"], self.params["redis_data_dir"]
+        try:
+            conf = _redis.load_conf(path, self.params["redis_username"], self.params["redis_password"])
+        except (OSError, UnicodeDecodeError, _redis.RedisError) as exc:
+            self.gate("redis_config", False, f"{path}: {exc}")
+            return None
+        wrong = [f"it says dir {conf.directory}, the inventory says {data_dir}"] * (os.path.realpath(conf.directory) != os.path.realpath(data_dir))
+        wrong += [*conf.refused, *_redis_data.place_faults(data_dir, 0)]
+        self.gate("redis_config", not wrong, f"{path}: " + ("; ".join(wrong) or f"dir {conf.directory}, appendonly {'yes' if conf.appendonly else 'no'}"))
+        return conf
+
+    def newer_data(self, conf: _redis.RedisConf) -> None:
+        """What Redis says of itself, and whether a recovery would throw away what a working Titan wrote since."""
+        point = self.params["restore_point"]
+        since = f"the newest restore point is {time.time() - point['taken_at']:.0f} s old"
+        sick: list[str] | None
+        try:
+            client = _redis.connect(conf, PATIENCE)
+            sick, said = complaints(client, _restore_point.total_keys(point["details"]["keyspace"]))
+            client.close()
+        except (_redis.AuthError, _redis.TlsError) as exc:
+            # who is turned away has been answered: nothing is known of the data then, and it may be well
+            sick, said = None, f"Redis cannot be asked: {exc}"
+        except (_redis.RedisError, OSError, ValueError) as exc:
+            sick, said = [str(exc)], ""
+        if sick:
+            self.gate("newer_data", True, f"Redis is not healthy: {'; '.join(sick)}; {since}")
+            return
+        trading = _probe.probe(self.params["trading_probe"], PATIENCE)
+        on = trading.verdict == _probe.PASS
+        evidence = f"{said}, trading is {'on' if on else 'not on'}; {since}, all that is newer would be thrown away"
+        self.notes.append(f"{evidence}; the data as it is now is kept beside the restored")
+        if on and not self.params["confirmed"]:
+            self.gate("newer_data", False if sick is not None else None, f"{evidence}. If that is what you want, set database_corruption_confirm to true")
+        else:
+            self.gate("newer_data", True, evidence)
+
+    def copies(self, conf: _redis.RedisConf) -> None:
+        """Replicas hold newer data than any restore point and would lose it; a Sentinel would act on its own."""
+        try:
+            pid = _redis_unit.Unit(self.params["redis_unit"], time.time() + PATIENCE).main_pid()
+            before = _redis_live.interview(conf, pid, self.params["replicas_consent"])
+        except _redis_live.Refused as exc:
+            self.gate("redis_copies", False, str(exc))
+            return
+        except (_redis_unit.UnitError, _redis.RedisError, OSError, subprocess.TimeoutExpired) as exc:
+            self.gate("redis_copies", None, str(exc))
+            return
+        self.gate("redis_copies", True, "; ".join(before.notes) or "no replica and no Sentinel is attached")
+
     def registry(self) -> None:
         """The package registries that this server itself is configured for cannot be reached (or can, which matters in a drill only)."""
         hosts = registry_hosts()
@@ -153,6 +276,17 @@ class Preflight:
             self.gate("no_package_registry", not reached if hosts else None, evidence)
         else:
             self.notes.append(f"package registries: {evidence}; a recovery uses none")
+
+
+def complaints(client: _redis.Redis, keys_before: int) -> tuple[list[str], str]:
+    """What is wrong with a Redis that answers, and a word on it. One that started empty beside lost data calls itself well: its keys tell."""
+    client.call("PING")
+    persistence = client.info("persistence")
+    keys = _restore_point.total_keys(_redis.keyspace(client))
+    wrong = [f"{name} is {persistence.get(name)}" for name in ("rdb_last_bgsave_status", "aof_last_write_status") if persistence.get(name) != "ok"]
+    wrong += ["it is still loading"] * (persistence.get("loading") != "0")
+    wrong += [f"it holds {keys} keys, the restore point {keys_before}"] * (keys * 2 < keys_before)
+    return wrong, f"Redis answers and calls itself healthy, with {keys} keys"
 
 
 def read_json(path: str) -> dict[str, t.Any]:
@@ -204,16 +338,31 @@ def main() -> t.NoReturn:
             "ports": {"type": "list", "elements": "int", "default": []},
             "controller_time": {"type": "float", "required": True},
             "clock_tolerance": {"type": "float", "default": 5},
+            "in_place": {"type": "bool", "default": False},
+            "confirmed": {"type": "bool", "default": False},
+            "redis_config": {"type": "path"},
+            "redis_username": {"type": "str", "default": ""},
+            "redis_password": {"type": "str", "default": "", "no_log": True},
+            "redis_unit": {"type": "str", "default": "redis-server"},
+            "replicas_consent": {"type": "bool", "default": False},
+            "trading_probe": {"type": "dict"},
+            "run_id": {"type": "str"},
             "require_no_registry": {"type": "bool", "default": False},
         },
+        required_if=[("in_place", True, ("redis_config", "trading_probe", "run_id"))],
         supports_check_mode=True,
     )
     preflight = Preflight(module.params)
-    preflight.system()
+    preflight.rights()
     preflight.resources()
     preflight.clock()
-    recovered = preflight.ours()
-    preflight.registry()
+    if module.params["in_place"]:
+        recovered = preflight.titan()
+    else:
+        # what a recovery in place needs is on the server already
+        preflight.system()
+        recovered = preflight.ours()
+        preflight.registry()
     rows: dict[str, t.Any] = {"gates": preflight.gates, "notes": preflight.notes}
     bad = [f"{gate['name']}: {gate['evidence']}" for gate in preflight.gates if gate["verdict"] != "pass"]
     if bad:

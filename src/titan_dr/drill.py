@@ -18,12 +18,14 @@ from titan_dr import lab, paths, playbooks, recovery, report, runner
 from titan_dr.cancel import Cancellation
 from titan_dr.display import Display
 from titan_dr.events import Event, StepFailed
-from titan_dr.lab import oracle
-from titan_dr.lab.engine import find as find_engine
+from titan_dr.lab import faults, oracle, patient
 from titan_dr.lab.state import LabState, find_state
 
 INVENTORIES = {"guide": "inventories/lab", "variant": "inventories/lab_variant"}
+# The lab's host in each inventory group that a scenario may recover.
+RECOVERED = {"titan_replacement": "replacement", "titan_servers": "titan"}
 REDIS_DB = 1
+SEED_SAMPLE = 10000
 WRITES_BEFORE_BACKUP = 50
 WRITES_AFTER_BACKUP = 150  # at 50 a second: the few seconds between the restore point and the disaster
 
@@ -35,6 +37,7 @@ class DrillError(Exception):
 @dataclass(frozen=True)
 class Options:
     scenario: str
+    fault: str | None = None  # None: the one that a plain drill of this scenario causes
     profile: str = "guide"
     keys: int = 10000
     keep: bool = False
@@ -69,6 +72,8 @@ class Drill:
         self.cancellation = cancellation
         self.path = run_dir / report.REPORT_FILE
         objectives = playbooks.scenarios(options.installed)[options.scenario]
+        self.fault = faults.find_fault(options.scenario, options.fault)
+        self.host = RECOVERED[objectives["recovers"]]
         self.request = recovery.Request(
             scenario=options.scenario,
             inventory=options.inventory or [str(paths.project_root() / INVENTORIES[options.profile])],
@@ -81,7 +86,8 @@ class Drill:
             verbosity=options.verbosity,
         )
         self.report = report.empty(run_dir.name, self.request.shown_kind, options.scenario, objectives, "cancelled", "The drill did not get far.")
-        self.evidence: dict[str, Any] = {"profile": options.profile, "keys": options.keys}
+        self.evidence: dict[str, Any] = {"profile": options.profile, "keys": options.keys, "fault": self.fault.name}
+        self.seeded: dict[str, str] = {}
         self.step = "starting"
         self.state: LabState | None = None
         self.ack_file = run_dir / "acknowledged.jsonl"
@@ -95,14 +101,16 @@ class Drill:
         self._raise_the_lab()
         self._write_data()
         self._back_up()
-        disaster_at, gone_at = self._strike()
+        disaster_at, struck_at = self._strike()
         self._now("recovering")
         self.report = recovery.recover(replace(self.request, incident_at=f"{disaster_at:.3f}"), self.display, self.cancellation)
         self.report["drill"] = self.evidence
         self.cancellation.check()
         if not self.options.check:
-            self._count_the_loss(disaster_at)
-            self._look_for_orders(gone_at)
+            self._look_at_the_data(disaster_at)
+            if self.host == faults.VICTIM and self.report["result"] == "recovered":
+                self._look_for_the_old_data()
+            self._look_for_orders(struck_at)
 
     def _now(self, step: str) -> None:
         self.step = step
@@ -123,9 +131,11 @@ class Drill:
         self.tunnel = self._tunnel("titan").__enter__()
         with self._redis(self.tunnel) as client:
             self.evidence["seeded"] = asdict(oracle.seed(client, self.options.keys))
+            self.seeded = oracle.read_seed(client, self._every)
         self.writer = oracle.Writer(self.tunnel.host, self.tunnel.port, self._lab.redis_password, REDIS_DB, self.ack_file)
         self.writer.start()
         self.writer.wait_acknowledged(WRITES_BEFORE_BACKUP, timeout=30)
+        self.fault.prepare()
 
     def _back_up(self) -> None:
         self._now("taking a restore point")
@@ -147,27 +157,27 @@ class Drill:
             self.writer.wait_acknowledged(WRITES_AFTER_BACKUP, timeout=60)
 
     def _strike(self) -> tuple[float, float]:
-        container = self._lab.host("titan")["name"]
-        self._now(f"DISASTER: destroying {container}")
+        self._now(f"DISASTER: {self.fault.name}: {self.fault.summary}")
         disaster_at = time.time()
-        evidence = lab.destroy_host("titan")
-        gone_at = time.time()
+        evidence = self.fault.strike()
+        struck_at = time.time()
         self._stop_writing()
-        evidence["podman"] = must_be_gone(container)
-        self.evidence.update(disaster_at=disaster_at, old_host_gone=evidence)
-        self.display.say(f"Drill: {container} is gone: {evidence['podman']}; ssh: {evidence['ssh']}")
-        return disaster_at, gone_at
+        evidence |= self.fault.prove()
+        self.evidence.update(disaster_at=disaster_at, disaster=evidence)
+        self.display.say("Drill: " + "; ".join(f"{name}: {text}" for name, text in evidence.items()))
+        return disaster_at, struck_at
 
-    def _count_the_loss(self, disaster_at: float) -> None:
-        """From outside: the acknowledgements that the writer kept, against what the recovered Redis holds."""
+    def _look_at_the_data(self, disaster_at: float) -> None:
+        """From outside: what the writer and the seed keep of their own, against what the recovered Redis holds."""
         if self.report["result"] != "recovered":
             return
         self._now("counting the loss")
         name = "acknowledged_writes"
         try:
             taken_at = report.instant(self.report["restore_point"].get("taken_at"))
-            with self._tunnel("replacement") as tunnel, self._redis(tunnel) as client:
+            with self._tunnel(self.host) as tunnel, self._redis(tunnel) as client:
                 loss = oracle.count_loss(client, self.ack_file, disaster_at, taken_at)
+                now = oracle.read_seed(client, self._every)
         except (ValueError, OSError, oracle.OracleError, redis.RedisError) as error:
             report.add_gate(self.report, name, "unknown", f"the loss could not be counted: {error}")
             return
@@ -179,21 +189,42 @@ class Drill:
             f"{loss.lost_before_restore_point} of them older than the restore point, holes {loss.holes[:5]}, never written {loss.phantom}"
         )
         report.add_gate(self.report, name, "pass" if sound else "fail", evidence)
+        wrong = sorted(key for key in self.seeded.keys() | now.keys() if self.seeded.get(key) != now.get(key))
+        evidence = f"{len(now)} of {self.options.keys} seeded keys read, {len(wrong)} of them not as they were" + (f": {', '.join(wrong[:5])}" if wrong else "")
+        report.add_gate(self.report, "seeded_data", "fail" if wrong else "pass", evidence)
 
-    def _look_for_orders(self, gone_at: float) -> None:
+    def _look_for_the_old_data(self) -> None:
+        """Where Redis was restored in place, what was there before is evidence that nobody may lose."""
+        path = f"{patient.titan_vars(self.options.profile)['titan_redis']['data_dir']}.before-{self.request.run_id}"
+        done = lab.exec(self.host, ["find", path, "-type", "f", "-printf", "%P %s bytes, "], check=False)
+        found = done.stdout.rstrip(", ")
+        report.add_gate(self.report, "old_data_kept", "pass" if found else "fail", f"{path}: {found or done.stderr.strip() or 'empty'}")
+
+    def _look_for_orders(self, since: float) -> None:
         """The exchanges' own log is the only witness of a halt that the recovered side did not make."""
         self._now("asking the exchanges for orders while trading was halted")
         try:
             with urllib.request.urlopen(f"{self._lab.exchange_control.rstrip('/')}/log", timeout=10) as reply:
                 orders = json.load(reply)["orders"]
-            resumed_at = resume_time(self.request.run_dir / report.LEDGER_FILE)
-            verdict, evidence, count = orders_while_halted(orders, gone_at, resumed_at)
+            ledger = self.request.run_dir / report.LEDGER_FILE
+            if self.fault.trades_on:
+                halted_at = trading_time(ledger, "halted")
+                if halted_at is None:
+                    raise ValueError("the ledger names no halt")
+                self.evidence["orders_before_the_halt"] = sum(since <= float(order["received"]) < halted_at for order in orders)
+                since = halted_at
+            verdict, evidence, count = orders_while_halted(orders, since, trading_time(ledger, "resumed"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             verdict, evidence, count = "unknown", f"the exchanges' log could not be read: {error!r}", None
         self.report["orders_while_halted"] = count
         report.add_gate(self.report, "no_orders_while_halted", verdict, evidence)
 
     # --- means ---
+
+    @property
+    def _every(self) -> int:
+        """Of many keys a sample is read."""
+        return max(1, self.options.keys // SEED_SAMPLE)
 
     @property
     def _lab(self) -> LabState:
@@ -242,37 +273,25 @@ class Drill:
             self.display.say(f"The lab was not taken down completely: {error}", "red")
 
 
-def must_be_gone(container: str) -> str:
-    """Removed, not merely stopped. A second look, past the code that removed it."""
-    # 0: there, 1: not there, anything else: podman could not say
-    code = find_engine().run("container", "exists", container, check=False, timeout=30).returncode
-    if code != 1:
-        raise DrillError(f"{container} is not gone (podman container exists: exit code {code}), so a recovery would prove nothing")
-    return "no such container"
-
-
-def resume_time(ledger: Path) -> float | None:
-    """When the run reported that trading was resumed, in epoch seconds."""
-    resumed = None
+def trading_time(ledger: Path, state: str) -> float | None:
+    """When the run first reported that trading was in this state, in epoch seconds. A halt counts from its proof, a resume from its call."""
     for line in ledger.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        if row.get("event") == "task" and row.get("titan_dr", {}).get("trading") == "resumed":
-            # the call itself was made while the task ran
-            resumed = row["at"] - row.get("duration_s", 0.0)
-            break
-    return resumed
+        if row.get("event") == "task" and row.get("titan_dr", {}).get("trading") == state:
+            return float(row["at"]) - (row.get("duration_s", 0.0) if state == "resumed" else 0.0)
+    return None
 
 
-def orders_while_halted(orders: Sequence[Mapping[str, Any]], gone_at: float, resumed_at: float | None) -> tuple[str, str, int | None]:
-    """Verdict, evidence and number of orders between the disaster and the resume (or now, without one)."""
+def orders_while_halted(orders: Sequence[Mapping[str, Any]], since: float, resumed_at: float | None) -> tuple[str, str, int | None]:
+    """Verdict, evidence and number of orders between the end of trading (by the disaster or the halt) and the resume (or now, without one)."""
     until = resumed_at if resumed_at is not None else time.time()
     times = [float(order["received"]) for order in orders]
-    if not any(at < gone_at for at in times):
+    if not any(at < since for at in times):
         # a log that saw no trading before cannot show that trading stopped
-        return "unknown", "the exchanges' log shows no order before the disaster", None
-    between = [order for order, at in zip(orders, times, strict=True) if gone_at <= at < until]
+        return "unknown", "the exchanges' log shows no order before the halt", None
+    between = [order for order, at in zip(orders, times, strict=True) if since <= at < until]
     if between:
         names = ", ".join(f"{order.get('venue')} {order.get('clientOrderId')}" for order in between[:5])
         return "fail", f"{len(between)} orders while halted: {names}", len(between)
-    before = sum(at < gone_at for at in times)
-    return "pass", f"{before} orders before the disaster, none in the {until - gone_at:.1f} s until the resume", 0
+    before = sum(at < since for at in times)
+    return "pass", f"{before} orders before the halt, none in the {until - since:.1f} s until the resume", 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -103,8 +103,10 @@ def make_safe(request: Request, display: Display, final: dict[str, Any]) -> None
         if isinstance(event, StepFailed):
             failures.append(f"{event.name} on {event.host}: {event.message}")
 
+    # which server is to be made safe depends on the scenario
+    told = replace(request, extra_vars={**request.extra_vars, "titan_dr_scenario": request.scenario})
     # its own: the signal that cancelled the recovery must not cancel this
-    outcome = runner.run(job(request, "safe_state", request.run_dir / "safe_state"), on_event, Cancellation())
+    outcome = runner.run(job(told, "safe_state", request.run_dir / "safe_state"), on_event, Cancellation())
     if outcome.rc == 0:
         final["trading"] = "halted"
         final["message"] += " Trading is halted."

@@ -6,9 +6,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +22,7 @@ from titan_dr import drill, recovery, report, runner
 from titan_dr.cancel import Cancellation
 from titan_dr.display import Display
 from titan_dr.events import Outcome
-from titan_dr.lab import LabError, LabState, oracle
+from titan_dr.lab import LabError, LabState, faults, oracle
 
 SCENARIO = "complete_system_failure"
 ORDER = {"venue": "binance", "clientOrderId": "c1"}
@@ -40,13 +44,14 @@ def test_orders_while_halted(received: list[float], resumed: float | None, verdi
     assert drill.orders_while_halted(orders, 100.0, resumed)[::2] == (verdict, count)
 
 
-def test_resume_time_is_that_of_the_call(tmp_path: Path) -> None:
+def test_a_resume_counts_from_its_call_and_a_halt_from_its_proof(tmp_path: Path) -> None:
     ledger = tmp_path / "ledger.jsonl"
-    rows = [{"event": "task", "at": 50}, {"event": "task", "at": 100.0, "duration_s": 3.0, "titan_dr": {"trading": "resumed"}}]
-    ledger.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert drill.resume_time(ledger) == 97.0
-    ledger.write_text(json.dumps(rows[0]) + "\n")
-    assert drill.resume_time(ledger) is None
+    said = ((50.0, "halted"), (60.0, "halted"), (100.0, "resumed"))
+    rows = [{"event": "task", "at": at, "duration_s": 3.0, "titan_dr": {"trading": state}} for at, state in said]
+    ledger.write_text("".join(json.dumps(row) + "\n" for row in [{"event": "task", "at": 40}, *rows]))
+    assert (drill.trading_time(ledger, "halted"), drill.trading_time(ledger, "resumed")) == (50.0, 97.0)
+    ledger.write_text(json.dumps({"event": "task", "at": 40}) + "\n")
+    assert drill.trading_time(ledger, "resumed") is None
 
 
 class Stage:
@@ -54,6 +59,9 @@ class Stage:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         self.done: list[str] = []
+        self.contents = {"titan:seed:order:1": "as written"}
+        self.kept = "dump.rdb 9 bytes, "
+        self.ledger = [("halted", 2.0), ("resumed", 9e9)]
         self.run_dir = tmp_path / "runs" / "r1"
         self.orders: Any = [{**ORDER, "received": 1.0}]
         self.loss = oracle.Loss(100, 90, 10, 0, 0, 0, 1.0, 1.0, 2.0, [])
@@ -84,18 +92,24 @@ class Stage:
         monkeypatch.setattr(drill, "find_state", lambda: None)
         monkeypatch.setattr(drill.lab, "up", lambda *_: self.step("up", self.state))
         monkeypatch.setattr(drill.lab, "down", lambda *_: self.step("down"))
-        monkeypatch.setattr(drill.lab, "destroy_host", lambda name: self.step(f"destroy {name}", {"ssh": "no route"}))
         monkeypatch.setattr(drill.lab, "ssh_options", lambda state: [])
-        monkeypatch.setattr(drill, "must_be_gone", lambda name: self.step("gone", "no such container"))
+        monkeypatch.setattr(drill.lab, "exec", lambda *_, **__: self.step("look", SimpleNamespace(stdout=self.kept, stderr="No such file")))
+        monkeypatch.setattr(faults, "FAULTS", {name: tuple(self.fault(one) for one in found) for name, found in faults.FAULTS.items()})
         monkeypatch.setattr(oracle, "Tunnel", Tunnel)
         monkeypatch.setattr(oracle, "Writer", Writer)
         monkeypatch.setattr(oracle, "seed", lambda client, keys: self.step("seed", oracle.Seeded(keys, {}, 1, 1.0)))
+        monkeypatch.setattr(oracle, "read_seed", lambda *_: dict(self.contents))
         monkeypatch.setattr(oracle, "count_loss", lambda *_: self.step("count", self.loss))
         monkeypatch.setattr(recovery, "job", lambda request, name, run_dir: name)
         monkeypatch.setattr(runner, "run", lambda job, on_event, cancellation: self.step(f"run {job}", Outcome(0, False, "successful")))
         monkeypatch.setattr(recovery, "recover", self.recover)
         monkeypatch.setattr(drill.urllib.request, "urlopen", lambda *_, **__: StringIO(json.dumps({"orders": self.orders})))
         self.recovered: dict[str, Any] = {"result": "recovered"}
+
+    def fault(self, real: faults.Fault) -> faults.Fault:
+        """The same, without doing harm."""
+        strike = partial(self.step, f"strike {real.name}", {"effect": "gone"})
+        return replace(real, strike=strike, prepare=partial(self.step, "prepare"), prove=partial(self.step, "gone", {"podman": "no such container"}))
 
     def step(self, name: str, result: Any = None) -> Any:
         self.done.append(name)
@@ -106,15 +120,16 @@ class Stage:
     def recover(self, request: recovery.Request, *_: Any) -> dict[str, Any]:
         self.step("recover")
         assert request.kind == "drill" and request.incident_at is not None
-        (self.run_dir / "ledger.jsonl").write_text(json.dumps({"event": "task", "at": 9e9, "titan_dr": {"trading": "resumed"}}) + "\n")
+        rows = [{"event": "task", "at": at, "titan_dr": {"trading": state}} for state, at in self.ledger]
+        (self.run_dir / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         found = report.empty("r1", "drill", SCENARIO, {"rto_s": 900, "rpo_s": 300}, "recovered", "All gates passed.")
         found["rto"]["met"] = found["rpo"]["met"] = True
         found["restore_point"] = {"id": "rp", "taken_at": 5.0}
         return {**found, **self.recovered}
 
-    def run(self, **options: Any) -> dict[str, Any]:
+    def run(self, scenario: str = SCENARIO, **options: Any) -> dict[str, Any]:
         with Cancellation() as cancellation:
-            returned = drill.run(drill.Options(SCENARIO, **options), self.run_dir, Display(Console(file=StringIO())), cancellation)
+            returned = drill.run(drill.Options(scenario, **options), self.run_dir, Display(Console(file=StringIO())), cancellation)
         on_disk = report.load(self.run_dir / "report.json")
         assert on_disk["result"] == returned["result"]
         return on_disk
@@ -125,7 +140,7 @@ def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stage:
     return Stage(monkeypatch, tmp_path)
 
 
-COURSE = ["up", "seed", "run backup", "destroy titan", "writer stopped", "tunnel closed", "gone", "recover", "count", "down"]
+COURSE = ["up", "seed", "prepare", "run backup", "strike destroyed", "writer stopped", "tunnel closed", "gone", "recover", "count", "down"]
 
 
 def test_the_course_of_a_drill(stage: Stage) -> None:
@@ -133,8 +148,55 @@ def test_the_course_of_a_drill(stage: Stage) -> None:
     assert stage.done == COURSE
     assert (found["result"], report.exit_code(found)) == ("recovered", 0)
     assert found["rpo"]["lost_acked_writes"] == 10 and found["orders_while_halted"] == 0
-    assert found["drill"]["old_host_gone"] == {"ssh": "no route", "podman": "no such container"}
-    assert {gate["name"]: gate["verdict"] for gate in found["gates"]} == {"acknowledged_writes": "pass", "no_orders_while_halted": "pass"}
+    assert found["drill"]["disaster"] == {"effect": "gone", "podman": "no such container"}
+    assert {gate["name"]: gate["verdict"] for gate in found["gates"]} == dict.fromkeys(("acknowledged_writes", "seeded_data", "no_orders_while_halted"), "pass")
+
+
+CORRUPTION = "database_corruption"
+
+
+def test_the_course_of_a_drill_in_place(stage: Stage) -> None:
+    found = stage.run(CORRUPTION)
+    assert stage.done[4:6] == ["strike bitflip", "writer stopped"] and "destroy" not in " ".join(stage.done)
+    assert found["drill"]["fault"] == "bitflip" and report.exit_code(found) == 0
+    assert found["gates"][2] == {"name": "old_data_kept", "verdict": "pass", "evidence": "/var/lib/redis.before-r1: dump.rdb 9 bytes"}
+
+
+def test_the_fault_that_was_asked_for(stage: Stage) -> None:
+    assert stage.run(CORRUPTION, fault="hung")["drill"]["fault"] == "hung"
+    assert "strike hung" in stage.done
+
+
+def test_corrupt_data_that_is_not_kept(stage: Stage) -> None:
+    stage.kept = ""
+    found = stage.run(CORRUPTION)
+    assert found["result"] == "failed" and "old_data_kept (fail)" in found["message"]
+
+
+@pytest.mark.parametrize("contents", [{}, {"titan:seed:order:1": "another value"}, {"titan:seed:order:1": "as written", "titan:seed:order:2": "new"}])
+def test_data_that_is_not_as_it_was(stage: Stage, monkeypatch: pytest.MonkeyPatch, contents: dict[str, str]) -> None:
+    answers = [stage.contents, contents]
+    monkeypatch.setattr(oracle, "read_seed", lambda *_: answers.pop(0))
+    found = stage.run()
+    assert found["result"] == "failed" and "seeded_data (fail)" in found["message"]
+
+
+def test_a_titan_that_trades_on_is_judged_from_its_halt(stage: Stage) -> None:
+    now = time.time()
+    stage.orders = [{**ORDER, "received": at} for at in (1.0, now + 40, now + 60)]
+    stage.ledger = [("halted", now + 50), ("resumed", now + 70)]
+    found = stage.run(CORRUPTION, fault="manifest-missing")
+    assert (found["orders_while_halted"], found["drill"]["orders_before_the_halt"]) == (1, 1)
+    stage.done, stage.ledger = [], [("halted", now + 65), ("resumed", now + 70)]
+    found = stage.run(CORRUPTION, fault="manifest-missing")
+    assert (found["result"], found["orders_while_halted"], found["drill"]["orders_before_the_halt"]) == ("recovered", 0, 2)
+    assert stage.run(CORRUPTION, fault="hung")["orders_while_halted"] == 2
+
+
+def test_a_titan_that_was_never_halted_proves_nothing(stage: Stage) -> None:
+    stage.ledger = [("resumed", 9e9)]
+    found = stage.run(CORRUPTION, fault="manifest-missing")
+    assert found["gates"][-1]["verdict"] == "unknown" and "names no halt" in found["gates"][-1]["evidence"]
 
 
 def test_keep(stage: Stage) -> None:
@@ -168,7 +230,7 @@ def test_a_restore_point_without_a_time_proves_no_loss(stage: Stage) -> None:
     assert found["result"] == "failed" and found["rpo"]["lost_acked_writes"] is None
 
 
-@pytest.mark.parametrize("place", ["up", "seed", "run backup", "destroy titan", "gone", "recover"])
+@pytest.mark.parametrize("place", ["up", "seed", "prepare", "run backup", "strike destroyed", "gone", "recover"])
 def test_trouble_is_reported_and_the_lab_taken_down(stage: Stage, place: str) -> None:
     def trouble() -> None:
         raise LabError(f"no {place}")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from titan_dr.lab.oracle import CANARY_KEY, LOG_KEY, SEQ_KEY, Acks, OracleError, Tunnel, Writer, count_loss, seed
+from titan_dr.lab.oracle import CANARY_KEY, LOG_KEY, SEQ_KEY, Acks, OracleError, Tunnel, Writer, count_loss, read_seed, seed
 
 REDIS = shutil.which("redis-server") or "/usr/bin/redis-server"
 PASSWORD = "oracle-test"
@@ -306,6 +306,27 @@ def test_seed_is_complete_and_repeatable(server: Server) -> None:
     server.client.flushdb()
     seed(server.client, 100, random_seed=2)
     assert server.client.dbsize() == 100
+
+
+def test_seeded_data_is_read_as_a_whole(server: Server) -> None:
+    """One changed field, entry, score or missing key shows, and nothing else does."""
+    mix = {"order": 0.5, "fill": 0.3, "book": 0.19, "stream": 0.01}
+    seed(server.client, 1000, mix=mix)
+    before = read_seed(server.client)
+    assert len(before) == 1000 and len(read_seed(server.client, every=10)) == 100
+    server.client.save()
+    server.kill()  # as in a restore: other encodings in memory, the same data
+    server.start()
+    assert read_seed(server.client) == before
+    of = {kind: next(key for key in before if f":{kind}:" in key) for kind in mix}
+    server.client.append(of["order"], "x")
+    server.client.hset(of["fill"], "qty", "0")
+    server.client.zincrby(of["book"], 0.5, server.client.zrange(of["book"], 0, 0)[0])
+    server.client.xtrim(of["stream"], maxlen=99, approximate=False)
+    gone = next(key for key in before if key not in of.values())
+    server.client.delete(gone)
+    after = read_seed(server.client)
+    assert {key for key in before if after.get(key) != before[key]} == {*of.values(), gone}
 
 
 def test_seed_is_fast(server: Server) -> None:

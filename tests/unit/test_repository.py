@@ -91,11 +91,12 @@ def test_action_group_lists_every_module() -> None:
 
 
 def test_python_requirements_are_pinned_and_complete() -> None:
-    lines = [line for part in ("run", "dev", "constraints") for line in text(ROOT / f"requirements/{part}.txt").splitlines()]
+    lines = [line for part in ("run", "dev", "servers", "constraints") for line in text(ROOT / f"requirements/{part}.txt").splitlines()]
     packages = [line for line in lines if line and not line.startswith(("#", "-"))]
     assert [line for line in packages if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line)] == []
     pinned = {re.split("==", line)[0].lower() for line in text(ROOT / "requirements/run.txt").splitlines() if "==" in line}
-    declared = {re.split("[<>=]", item)[0].lower() for item in tomllib.loads(text(ROOT / "pyproject.toml"))["project"]["dependencies"]}
+    project = tomllib.loads(text(ROOT / "pyproject.toml"))["project"]
+    declared = {re.split("[<>=]", item)[0].lower() for item in project["dependencies"] + project["optional-dependencies"]["fast"]}
     assert declared == pinned
 
 

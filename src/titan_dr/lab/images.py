@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import fcntl
 import hashlib
@@ -246,4 +247,19 @@ def collection_sources(role_names: Iterable[str]) -> list[Path]:
     roles = [root / "roles" / name for name in role_names]
     texts = [path.read_text() for role in roles if role.is_dir() for path in walk(role) if path.suffix in (".yml", ".yaml")]
     plugins = [root / "plugins" / kind / f"{name}.py" for name in sorted(modules_used(texts)) for kind in ("modules", "action")]
-    return [*roles, *plugins, *([root / "plugins" / "module_utils"] if plugins else [])]
+    return [*roles, *plugins, *utils_used(plugins, root / "plugins" / "module_utils")]
+
+
+def utils_used(plugins: Iterable[Path], folder: Path) -> list[Path]:
+    """The module utils that these import, directly or through each other."""
+    found: set[Path] = set()
+    waiting = list(plugins)
+    while waiting:
+        path = waiting.pop()
+        for node in ast.walk(ast.parse(path.read_text())) if path.is_file() else ():
+            if isinstance(node, ast.ImportFrom) and ".plugins.module_utils" in f".{node.module}":
+                names = {(node.module or "").rpartition(".")[2], *(alias.name for alias in node.names)}
+                new = {util for name in names if (util := folder / f"{name}.py").is_file()} - found
+                found |= new
+                waiting += new
+    return sorted(found)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import hashlib
 import json
 import random
 import socket
@@ -438,6 +439,28 @@ def seed(client: redis.Redis, keys: int, mix: Mapping[str, float] = TRADING_MIX,
         for _ in range(waiting):
             _check_batch(replies)
     return Seeded(keys, by_kind, sent, time.monotonic() - started)
+
+
+def read_seed(client: redis.Redis, every: int = 1) -> dict[str, str]:
+    """Each seeded key (or each `every`th by number) with a digest of its whole value, read as what it is."""
+    readers: Mapping[str, Callable[[Any, str], Any]] = {
+        "order": lambda pipe, key: pipe.get(key),
+        "fill": lambda pipe, key: pipe.execute_command("HGETALL", key),
+        "book": lambda pipe, key: pipe.zrange(key, 0, -1, withscores=True),
+        "stream": lambda pipe, key: pipe.execute_command("XRANGE", key, "-", "+"),
+    }
+    keys = [key.decode() if isinstance(key, bytes) else str(key) for key in client.scan_iter(match=f"{SEED_KEY}*", count=5000)]
+    keys = sorted(key for key in keys if int(key.rpartition(":")[2]) % every == 0)
+    found: dict[str, str] = {}
+    for start in range(0, len(keys), _BATCH):
+        part = keys[start : start + _BATCH]
+        with client.pipeline(transaction=False) as pipe:
+            for key in part:
+                readers[key.split(":")[2]](pipe, key)
+            for key, value in zip(part, pipe.execute(raise_on_error=False), strict=True):
+                ordered = sorted(value.items()) if isinstance(value, dict) else value
+                found[key] = hashlib.sha256(repr(ordered).encode()).hexdigest()
+    return found
 
 
 def _raw_connection(client: redis.Redis) -> socket.socket:

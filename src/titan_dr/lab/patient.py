@@ -268,6 +268,7 @@ def configure(stage: Stage, ids: dict[str, tuple[int, int]], state: LabState) ->
     for name in (user, "redis"):
         if name not in ids:
             raise LabError(f"The production image has no user {name}: `make clean` and build it again")
+    stage.directory(titan["titan_redis"]["data_dir"], 0o750, ids["redis"])
     folder = str(Path(titan["titan_ecosystem"]).parent)
     stage.directory(folder, 0o750, ids[user])
     for name, text in render_configuration(state.profile, titan, state).items():

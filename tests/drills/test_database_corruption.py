@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The recovery of Redis in place, on real hosts: what it refuses, each fault, that no run makes it worse, and a Titan of another shape.
+
+The tests run in the order of this file, on one lab: what is refused leaves Titan trading, each fault is recovered from, the hopeless case comes last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab_runs import Run, flip_bit, points, refused, sh, titan_with_restore_points
+
+from titan_dr.lab import faults
+from titan_dr.lab.state import LabState
+
+PLAYBOOK = "database_corruption"
+DATA = "/var/lib/redis"
+SERVICES = {"titan-brain", "titan-shared", "titan-phase1", "titan-phase2", "titan-phase3"}
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabState]:
+    with titan_with_restore_points(tmp_path_factory.mktemp("lab"), 1) as raised:
+        yield raised
+
+
+def fingerprint() -> str:
+    """Every file that a recovery could touch, but not what a Titan writes that runs on; and the processes."""
+    look = "find /etc /opt /srv /usr /var/lib -xdev ( -name logs -o -name pm2.log -o -name pids -o -name appendonlydir -o -name 'dump.rdb' ) -prune"
+    files = sh("titan", look.replace("(", "\\(").replace(")", "\\)") + " -o -type f -printf '%p %s %T@\\n' | sort | sha256sum")
+    return files + sh("titan", "pidof redis-server; pgrep --uid titan | sort")
+
+
+def trading() -> Any:
+    program = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:3000/health/trading', timeout=5).read().decode())"
+    return json.loads(sh("titan", f'python3 -c "{program}"'))["trading"]
+
+
+def kept(run: Run) -> dict[str, int]:
+    """What lies beside the restored data, with its size."""
+    folder = f"{DATA}.before-{run.report['run_id']}"
+    return {line.split()[0]: int(line.split()[1]) for line in sh("titan", f"find {folder} -type f -printf '%P %s\\n'").splitlines()}
+
+
+def test_a_healthy_titan_is_refused_without_consent(state: LabState, tmp_path: Path) -> None:
+    before = fingerprint()
+    refused(Run(tmp_path / "run", PLAYBOOK), "newer_data", "trading is on", "database_corruption_confirm")
+    assert fingerprint() == before and trading() is True
+
+
+def test_an_inventory_with_two_servers_is_refused(state: LabState, tmp_path: Path) -> None:
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text("titan_servers:\n  hosts:\n    one:\n    two:\n")
+    refused(Run(tmp_path / "run", PLAYBOOK, inventory=inventory), "exactly one server")
+
+
+def test_check_mode_changes_nothing_and_says_what_it_would_do(state: LabState, tmp_path: Path) -> None:
+    before = fingerprint()
+    run = Run(tmp_path / "run", PLAYBOOK, "--check", "-e", "database_corruption_confirm=true")
+    assert run.rc == 0, run.output
+    assert fingerprint() == before and trading() is True
+    said = "\n".join(run.report["notes"])
+    for word in ("would fasten the halt latch", "would fetch and prove the Redis data", "would stop titan-brain", "would move", "would resume"):
+        assert word in said, said
+
+
+@pytest.mark.parametrize("name", [fault.name for fault in faults.FAULTS[PLAYBOOK]])
+def test_recovers(state: LabState, tmp_path: Path, name: str) -> None:
+    fault = faults.find_fault(PLAYBOOK, name)
+    fault.prepare()
+    fault.strike()
+    if name == "hung":
+        # a service that is half dead too: it cannot confirm a halt
+        sh("titan", "kill -STOP $(cat /opt/titan/.pm2/pids/titan-brain-*.pid)")
+    run = Run(tmp_path / "run", PLAYBOOK)
+    assert run.rc == 0, run.output
+    assert (run.report["result"], run.report["trading"]) == ("recovered", "resumed"), run.report
+    assert run.report["rto"]["met"] is True
+    assert "Redis is not healthy" in run.gate("newer_data")["evidence"]
+    assert trading() is True
+    # nothing of the corrupt data was thrown away, and the report names its place
+    assert any(path.startswith("appendonlydir/") for path in kept(run))
+    assert f"{DATA}.before-{run.report['run_id']}" in json.dumps(run.report)
+    saved = json.loads(sh("titan", "cat /opt/titan/.pm2/dump.pm2"))
+    assert {app["name"] for app in saved} == SERVICES, "PM2 lost its list"
+    assert sh("titan", "systemctl is-enabled pm2-titan redis-server").split() == ["enabled", "enabled"]
+
+
+def test_a_second_run_of_the_same_id_changes_nothing_and_a_new_one_is_refused(state: LabState, tmp_path: Path) -> None:
+    run_id = json.loads(sh("titan", "cat /var/lib/titan-dr/recovered.json"))["run_id"]
+    before = fingerprint()
+    again = Run(tmp_path / "again", PLAYBOOK, run_id=run_id)
+    assert again.rc == 0, again.output
+    assert again.report["result"] == "recovered" and again.changed("titan") == 0
+    refused(Run(tmp_path / "new", PLAYBOOK), "database_corruption_confirm")
+    assert fingerprint() == before and trading() is True
+
+
+def test_without_a_good_restore_point_it_ends_halted_and_leaves_the_data(state: LabState, tmp_path: Path) -> None:
+    fault = faults.find_fault(PLAYBOOK)
+    fault.prepare()
+    fault.strike()
+    sh("backup", "systemctl stop seaweedfs")
+    for point in points():
+        flip_bit("backup", f"/backups/titan-lab/points/{point}/redis.rdb.zst.age")
+    damaged = sh("titan", f"cat {DATA}/dump.rdb {DATA}/appendonlydir/*.base.rdb | sha256sum")
+    run = Run(tmp_path / "run", PLAYBOOK)
+    assert run.rc != 0
+    assert (run.report["result"], run.report["trading"]) == ("failed", "halted"), run.report
+    assert run.gate("redis_proof")["verdict"] == "fail"
+    assert sh("titan", f"cat {DATA}/dump.rdb {DATA}/appendonlydir/*.base.rdb | sha256sum") == damaged
+    assert json.loads(sh("titan", "cat /var/lib/titan-dr/halt"))["run_id"] == run.report["run_id"]
+    assert sh("titan", "ls -d /var/lib/redis.stage-* 2>/dev/null || echo none") == "none\n"
+
+
+def test_another_titan_recovers_by_its_inventory_alone(tmp_path: Path) -> None:
+    """Other names and ports, services that ignore the latch, and a fault that leaves them trading on an empty Redis."""
+    command = str(Path(sys.executable).with_name("titan-dr"))
+    environment = {**os.environ, "TITAN_DR_LAB_DIR": str(tmp_path / "lab")}
+    argv = [command, "drill", PLAYBOOK, "--fault", "manifest-missing", "--profile", "variant", "--json", "--runs-dir", str(tmp_path / "runs")]
+    done = subprocess.run(argv, cwd=Path(__file__).parents[2], env=environment, stdout=subprocess.PIPE, text=True, timeout=900, check=False)
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["result"], report["trading"]) == (0, "recovered", "resumed"), report
+    assert {gate["verdict"] for gate in report["gates"]} == {"pass"}
+    assert report["orders_while_halted"] == 0 and report["rpo"]["lost_acked_writes"] > 0
