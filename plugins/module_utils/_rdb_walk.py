@@ -45,7 +45,7 @@ _PIECE = 1 << 24  # bytes of a piece of the checksum, at least
 _MOST_JOBS = 4  # each takes memory
 _PROBE = 1 << 16  # bytes in which a border is looked for
 _PROBES = 8  # places tried for one border
-_TRIES = 16  # chains of entries that are followed from one place
+_TRIES = 4  # chains of entries that are followed from one place
 _CHAIN = 64  # entries in a row that make a border likely
 _FINDINGS = 100
 _DATABASES = 1 << 16
@@ -97,7 +97,7 @@ _M_EOF, _M_SINT, _M_UINT, _M_FLOAT, _M_DOUBLE, _M_STRING = range(6)
 # A likely beginning of an entry: perhaps an expiry and an eviction hint, a type, a key that is neither empty nor long and begins with printable text
 _ENTRY = re.compile(
     rb"(?s)(?=(?:\xfc.{5}[\x00-\x03]\x00\x00)?(?:\xf9.|\xf8(?:[\x00-\x3f]|[\x40-\x7f].|\x80.{4}))?"
-    rb"[\x00-\x19](?:[\x01-\x03]|[\x04-\x3f]|[\x40-\x7f].)[ -~]{3})"
+    rb"[\x00-\x19](?:[\x01-\x05][ -~]|(?:[\x06-\x3f]|[\x40-\x7f].)[ -~]{6}))"
 )
 
 
@@ -281,6 +281,19 @@ class _Part:
     # hashes of keys: of the known databases, of the first one when it is unknown
     hashes: list[array.array[int]] = dataclasses.field(default_factory=list)
     hashes_unknown: list[array.array[int]] = dataclasses.field(default_factory=list)
+    suspects: list[int] = dataclasses.field(default_factory=list)  # hashes that stand twice, the first _MANY of them
+    suspected: int = 0
+
+    def suspect(self, partition: array.array[int]) -> None:
+        """Note what stands twice among these hashes: all of one partition."""
+        if len(set(partition)) == len(partition):
+            return
+        seen: set[int] = set()
+        twice: set[int] = set()
+        for number in partition:
+            (twice if number in seen else seen).add(number)
+        self.suspected += len(twice)
+        self.suspects += sorted(twice)[: _MANY - len(self.suspects)]
 
     def add(self, finding: Finding) -> None:
         if len(self.findings) < _FINDINGS:
@@ -319,6 +332,7 @@ class _Walker:
         self.part = _Part(start, database)
         self.counts = self.part.databases.setdefault(database, [0, 0])
         self.stops = list(stops)
+        self.confirmed = 0  # suspects that really stand twice
         self.window = _WINDOW
         self.base = 0
         self.buf = b""
@@ -763,7 +777,12 @@ class _Walker:
             raise Corrupt("truncated", f"the value of this key ends at offset {end}, the file at {job.size}", start - self.base)
         if job.suspects is not None:
             if hash(key) ^ _salt(part.database) in job.suspects:
-                part.places.setdefault((part.database, key), []).append(self.entry)
+                places = part.places.setdefault((part.database, key), [])
+                places.append(self.entry)
+                if len(places) == 2:
+                    self.confirmed += 1
+                    if self.confirmed == len(job.suspects):
+                        part.end = end
             return
         if job.magic == "REDIS" and kind in (fmt.HASH_METADATA_PRE_GA, fmt.HASH_LISTPACK_EX_PRE_GA):
             part.add(Finding("unsupported-type", f"type {kind} of a pre-release of Redis 7.4", self.entry, text_of(key), part.database))
@@ -996,12 +1015,9 @@ class _Child:
         for part in found.parts.values():
             part.hashes, part.hashes_unknown = [], []
         pickle.dump(found, stream)
-        for number, pair in hashes.items():
-            for index, partitions in enumerate(pair):
-                for place, partition in enumerate(partitions):
-                    pickle.dump((number, index, place, partition.tobytes()), stream)
-                    # what was handed over is no longer needed here
-                    partitions[place] = array.array("q")
+        if job.duplicates:
+            for place in range(_PARTITIONS):
+                pickle.dump([(number, [partitions[place].tobytes() for partitions in pair if partitions]) for number, pair in hashes.items()], stream)
 
     def found(self) -> _Found:
         """OSError when the file could not be read; whatever else went wrong in the child is raised, too."""
@@ -1019,10 +1035,9 @@ class _Child:
             return found
         raise found if isinstance(found, Exception) else OSError(found)
 
-    def hashes(self) -> t.Iterator[tuple[int, int, int, bytes]]:
-        with contextlib.suppress(EOFError):
-            while True:
-                yield pickle.load(self.stream)
+    def hashes(self) -> list[tuple[int, list[bytes]]]:
+        """Of the next partition: part numbers with their hashes of known databases and of the unknown one."""
+        return t.cast(list[tuple[int, list[bytes]]], pickle.load(self.stream))
 
     def close(self) -> None:
         self.stream.close()
@@ -1036,7 +1051,10 @@ class _Child:
 def _alone(job: _Job, end: int) -> tuple[_Part, list[tuple[int, int, int]]]:
     found = _Found()
     _do(job, [], _tasks(1, 1, end), found)
-    return found.parts[0], found.pieces
+    part = found.parts[0]
+    for partition in part.hashes:
+        part.suspect(partition)
+    return part, found.pieces
 
 
 def _together(job: _Job, jobs: int, end: int) -> tuple[_Part, list[tuple[int, int, int]]]:
@@ -1054,20 +1072,19 @@ def _together(job: _Job, jobs: int, end: int) -> tuple[_Part, list[tuple[int, in
         found = {number: part for one in everything for number, part in one.parts.items()}
         total, before = found[0], {0: 0}  # the database in which a part began
         starts = {border: number for number, border in enumerate(borders, 1)}
-        if job.duplicates:
-            total.hashes = _partitions()
         while not total.ended and total.end is not None:
             number = starts[total.end]
             before[number] = total.database
             _join(total, found[number])
         if job.duplicates:
-            for child in children:
-                for number, index, place, raw in child.hashes():
+            for dummy in range(_PARTITIONS):
+                partition = array.array("q")
+                for number, raws in itertools.chain.from_iterable(child.hashes() for child in children):
                     if number in before:
-                        hashes = array.array("q")
-                        hashes.frombytes(raw)
-                        salt = _salt(before[number]) if index else 0
-                        total.hashes[place].extend(map(salt.__xor__, hashes) if salt else hashes)
+                        partition.frombytes(raws[0])
+                        for raw in raws[1:]:
+                            partition.extend(map(_salt(before[number]).__xor__, array.array("q", raw)))
+                total.suspect(partition)
         return total, [piece for one in everything for piece in one.pieces]
     finally:
         os.close(reader)
@@ -1252,19 +1269,11 @@ def _trailing(job: _Job, offset: int) -> Finding:
 
 def _duplicates(job: _Job, part: _Part) -> t.Iterator[Finding]:
     """Keys that stand twice in a database. Equal hashes are only a suspicion: the keys themselves are looked at, in a slow second walk."""
-    suspects: set[int] = set()
-    for place, partition in enumerate(part.hashes):
-        if len(set(partition)) != len(partition):
-            ordered = sorted(partition)
-            suspects.update(one for one, other in itertools.pairwise(ordered) if one == other)
-        part.hashes[place] = array.array("q")
-    waiting = sorted(suspects)
-    told = 0
-    while waiting and told < _FINDINGS:
-        look = dataclasses.replace(job, values=None, duplicates=False, suspects=frozenset(waiting[:_MANY]))
-        del waiting[:_MANY]
-        places = _alone(look, 0)[0].places
-        for (database, key), offsets in sorted(places.items(), key=lambda item: item[1]):
-            if len(offsets) > 1:
-                told += 1
-                yield Finding("duplicate-key", f"it stands at offsets {', '.join(map(str, offsets[:10]))} of the file", offsets[1], text_of(key), database)
+    if not part.suspects:
+        return
+    look = dataclasses.replace(job, values=None, duplicates=False, suspects=frozenset(part.suspects))
+    for (database, key), offsets in sorted(_alone(look, 0)[0].places.items(), key=lambda item: item[1]):
+        if len(offsets) > 1:
+            yield Finding("duplicate-key", f"it stands at offsets {offsets[0]} and {offsets[1]} of the file", offsets[1], text_of(key), database)
+    if part.suspected > len(part.suspects):
+        yield Finding("duplicate-key", f"{part.suspected} keys in all seem to stand twice: only {len(part.suspects)} of them were looked at")

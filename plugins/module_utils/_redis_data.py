@@ -25,7 +25,7 @@ RECORD_DIR = "/var/lib/titan-dr"
 # Room beside the data for what Redis writes while it starts and takes its new base.
 MARGIN = 64 << 20
 # Seconds to wait for the new base: big data is served meanwhile.
-NEW_BASE_WITHIN = 2.0
+NEW_BASE_WITHIN = 1.0
 
 
 def record_path() -> str:
@@ -176,7 +176,9 @@ class Exchange:
         self.unit.prepare(size_of(self.incoming))
         self.unit.lock()
         try:
+            began = time.monotonic()
             self._stop(self.before.hangs)
+            self.timings["stop"] = round(time.monotonic() - began, 2)
             write_record({**self.record, "state": "exchanging", "aside": self.aside, "data_dir": self.data_dir})
             if os.path.exists(self.data_dir):
                 os.rename(self.data_dir, self.aside)

@@ -8,6 +8,7 @@ Its digest is taken while it is written, and it is walked while the scratch Redi
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import threading
@@ -33,6 +34,7 @@ class Sink:
         self.fault: OSError | None = None
         self._digest = hashlib.sha256()
         reading, writing = os.pipe()
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _BLOCK)
         self.stream = os.fdopen(writing, "wb", buffering=0)
         self._thread = threading.Thread(target=self._copy, args=(reading, path), daemon=True)
         self._thread.start()
@@ -43,8 +45,6 @@ class Sink:
                 while block := source.read(_BLOCK):
                     self._digest.update(block)
                     target.write(block)
-                target.flush()
-                os.fsync(target.fileno())
         except OSError as exc:
             self.fault = exc  # the writer is told by its broken pipe
 
@@ -71,7 +71,7 @@ def prove(
     if digest != details["sha256"]:
         raise Faulty(f"the dump is not the one that was saved (SHA-256 {digest[:12]}..., {details['sha256'][:12]}... in the manifest)")
     directory = os.path.dirname(dump)
-    walking = _rdb.Beside(lambda: _rdb_walk.walk(dump, now=time.time(), jobs=1))
+    walking = _rdb.Beside(lambda: _walk_and_sync(dump))
     contents: rep.Contents | None = None
     try:
         with _scratch.running(directory, user, deadline, dump, "", target) as client:
@@ -92,6 +92,13 @@ def prove(
     if problems:
         raise Faulty("; ".join(dict.fromkeys(problems)))
     return contents, found
+
+
+def _walk_and_sync(dump: str) -> rep.Contents:
+    """Beside the scratch Redis there is time to bring the dump to the disk, too."""
+    with open(dump, "rb") as handle:
+        os.fsync(handle.fileno())
+    return _rdb_walk.walk(dump, now=time.time(), jobs=1)
 
 
 def _short(fingerprint: dict[str, t.Any]) -> str:

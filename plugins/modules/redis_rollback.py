@@ -233,7 +233,10 @@ def main() -> t.NoReturn:
             module.exit_json(changed=False, titan_dr={"gates": gates, "notes": ["the last restore was rolled back before"]})
         exchange, gates = rollback(params, conf, unit, module.check_mode)
     except FAULTS as exc:
-        module.fail_json(msg=f"Nothing was rolled back: {exc}", titan_dr={"gates": [_redis_live.gate("redis_rollback", False, str(exc))]})
+        msg = f"Nothing was rolled back: {exc}"
+        # As in check mode it is asked before anything is changed, its answer decides whether the run begins at all.
+        refused = {"refused": msg} if module.check_mode else {}
+        module.fail_json(msg=msg, titan_dr={"gates": [_redis_live.gate("redis_rollback", False, str(exc))], **refused})
     if exchange is None:
         module.exit_json(changed=True, titan_dr={"notes": [f"would put back {_redis_data.read_record()['aside']}: {gates[0]['evidence']}"]})
     rows = {"gates": gates, "timings": exchange.timings, "notes": exchange.notes}

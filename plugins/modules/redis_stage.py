@@ -215,7 +215,7 @@ class Aside:
         if not self._pid:
             with contextlib.suppress(BaseException):
                 signal.alarm(max(1, int(timeout)))  # whatever becomes of us
-                os.nice(10)
+                os.nice(19)
                 text = look()
                 self._file.write(text.encode())
                 self._file.flush()

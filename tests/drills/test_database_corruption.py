@@ -105,6 +105,26 @@ def test_a_second_run_of_the_same_id_changes_nothing_and_a_new_one_is_refused(st
     assert fingerprint() == before and trading() is True
 
 
+def sequence() -> int:
+    ask = "redis-cli --no-auth-warning -a \"$(sed -n 's/^requirepass //p' /etc/redis/redis.conf | tr -d '\"')\" -n 1 get titan:dr:canary"
+    return int(json.loads(sh("titan", ask))["seq"])
+
+
+def test_a_restore_that_was_a_mistake_is_rolled_back(state: LabState, tmp_path: Path) -> None:
+    """The last fault left the data as it was: it comes back with what was written after the restore point."""
+    restored = sequence()
+    refused(Run(tmp_path / "unasked", "rollback"), "rollback_confirm")
+    assert trading() is True and sequence() == restored
+    run = Run(tmp_path / "run", "rollback", "-e", "rollback_confirm=true")
+    assert run.rc == 0, run.output
+    assert (run.report["result"], run.report["trading"]) == ("recovered", "resumed"), run.report
+    assert sequence() > restored and trading() is True
+    # there is nothing more to put back, and a Titan that trades is not halted for it
+    again = Run(tmp_path / "again", "rollback", "-e", "rollback_confirm=true")
+    assert (again.rc, again.report["result"], again.changed("titan")) == (0, "recovered", 0), again.output
+    assert "rolled back before" in "".join(again.report["notes"])
+
+
 def test_without_a_good_restore_point_it_ends_halted_and_leaves_the_data(state: LabState, tmp_path: Path) -> None:
     fault = faults.find_fault(PLAYBOOK)
     fault.prepare()

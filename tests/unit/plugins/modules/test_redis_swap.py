@@ -32,7 +32,7 @@ def test_swap(ready: Any, run_module: Any) -> None:
     assert (ready.box / "redis.before-r1" / "dump.rdb").read_bytes() == b"old" and not ready.stage.exists() and not ready.lock.exists()
     drop_in = (ready.box / "units/redis-test.service.d/titan-dr.conf").read_text()
     assert "TimeoutStartSec=90" in drop_in and f"AssertPathExists=!{ready.lock}" in drop_in
-    assert set(result["titan_dr"]["timings"]) == {"start", "new_base"}
+    assert set(result["titan_dr"]["timings"]) == {"stop", "start", "new_base"}
     record = json.loads(ready.record.read_text())
     assert (record["restore_point"], record["state"], record["aside"]) == ("p1", "live", f"{ready.data}.before-r1")
     # A second time finds it served and does nothing.
