@@ -226,6 +226,7 @@ class Checker:
         self.name = os.path.basename(program)
         self.deadline = deadline
         self.seconds = 0.0
+        self.checksum_ok = False  # it computed the checksum and found it right
         self._program = program
         self._started = time.monotonic()
         # a file: what an auxiliary field holds is printed whole and would fill a pipe
@@ -244,6 +245,7 @@ class Checker:
         finally:
             self.abandon()
         self.seconds = round(time.monotonic() - self._started, 3)
+        self.checksum_ok = code == 0 and "] Checksum OK" in self._text
         return judge_checker(self.name, code, self._text)
 
     def abandon(self) -> None:
@@ -407,7 +409,7 @@ class _Verification:
             if deep and not alone:
                 checker = self._start_checker(head)
             left_to_checker = checker is not None and size > LARGE
-            contents = self._walk(deep, values=deep and not left_to_checker)
+            contents = self._walk(deep, left_to_checker)
             if wanted:
                 self._compare_digest(wanted, beside.result() if beside else timed_digest(self.path))
             self.findings += contents.findings
@@ -416,8 +418,10 @@ class _Verification:
                 judged = self._second_opinion(checker, contents)
                 if left_to_checker and judged:
                     self.not_checked.append(f"values beyond what {self.engines['checker']} looks at, such as scores that are no numbers")
+                    if checker and checker.checksum_ok:
+                        contents.checksum = "ok"
                 elif left_to_checker:
-                    contents = self._walk(deep, values=True)
+                    contents = self._walk(deep, False)
                     self.findings = [finding for finding in self.findings if finding not in contents.findings] + contents.findings
             return contents
         finally:
@@ -426,10 +430,15 @@ class _Verification:
             if checker:
                 checker.abandon()
 
-    def _walk(self, deep: bool, values: bool) -> rep.Contents:
+    def _walk(self, deep: bool, left_to_checker: bool) -> rep.Contents:
         started = time.monotonic()
-        contents = _rdb_walk.walk(self.path, now=self.now, values=_rdb_values.check if values else None, duplicates=deep, jobs=self.jobs)
-        self.engines["crc64"] = _crc64.engine()
+        if left_to_checker:
+            # The checker computes the checksum, too, and keeps a processor busy.
+            jobs = self.jobs or max(1, len(os.sched_getaffinity(0)) - 1)
+            contents = _rdb_walk.walk(self.path, now=self.now, duplicates=True, jobs=jobs, crc=False)
+        else:
+            contents = _rdb_walk.walk(self.path, now=self.now, values=_rdb_values.check if deep else None, duplicates=deep, jobs=self.jobs)
+            self.engines["crc64"] = _crc64.engine()
         self.seconds["walk"] = round(self.seconds.get("walk", 0.0) + time.monotonic() - started, 3)
         return contents
 

@@ -213,14 +213,20 @@ def test_the_inside_of_values_of_a_large_file_is_left_to_the_checker(tmp_path: P
     monkeypatch.setattr(_rdb, "LARGE", 10)
     walked = []
     walk = _rdb._rdb_walk.walk
-    monkeypatch.setattr(_rdb._rdb_walk, "walk", lambda path, **options: walked.append(options["values"]) or walk(path, **options))
+    monkeypatch.setattr(_rdb._rdb_walk, "walk", lambda path, **options: walked.append(options.get("values")) or walk(path, **options))
     report = verify(tmp_path, dump(), level="deep")
-    assert (report["verdict"], walked) == ("pass", [None])
+    assert (report["verdict"], report["checksum"], walked) == ("pass", "ok", [None])
+    damaged = bytearray(dump())
+    damaged[-1] ^= 1
+    report = verify(tmp_path, bytes(damaged), level="deep")
+    assert (report["verdict"], report["checksum"], codes(report)[0]) == ("fail", "unknown", "checker-rejects")
+    assert codes(verify(tmp_path, dump(crc=False), level="deep")) == ["checksum-disabled"]
+    walked.clear()
     assert any("values beyond what redis-check-rdb" in text for text in report["not_checked"])
     # a checker without an opinion is no checker
     monkeypatch.setattr(_rdb.Checker, "result", lambda self: (None, "it was in a hurry", None, None))
     report = verify(tmp_path, dump(), level="deep")
-    assert (report["verdict"], walked) == ("pass", [None, None, _rdb._rdb_values.check])
+    assert (report["verdict"], report["checksum"], walked) == ("pass", "ok", [None, _rdb._rdb_values.check])
 
 
 def test_no_checksum_is_no_pass(tmp_path: Path) -> None:
