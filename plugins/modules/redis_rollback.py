@@ -87,6 +87,10 @@ kept:
   description: Where the data lies that was live before the rollback.
   type: str
   returned: when something was put back
+put_back:
+  description: Where the data lay that was put back, or would be in check mode; empty when there was nothing to do.
+  type: str
+  returned: success
 titan_dr:
   description: Rows for the ledger.
   type: dict
@@ -230,7 +234,8 @@ def main() -> t.NoReturn:
             wrong = failing(gates)
             if wrong:
                 raise Refused(f"the last restore was rolled back before, and now Redis is not well: {wrong}")
-            module.exit_json(changed=False, titan_dr={"gates": gates, "notes": ["the last restore was rolled back before"]})
+            module.exit_json(changed=False, put_back="", titan_dr={"gates": gates, "notes": ["the last restore was rolled back before"]})
+        put_back = _redis_data.read_record().get("aside", "")
         exchange, gates = rollback(params, conf, unit, module.check_mode)
     except FAULTS as exc:
         msg = f"Nothing was rolled back: {exc}"
@@ -238,13 +243,13 @@ def main() -> t.NoReturn:
         refused = {"refused": msg} if module.check_mode else {}
         module.fail_json(msg=msg, titan_dr={"gates": [_redis_live.gate("redis_rollback", False, str(exc))], **refused})
     if exchange is None:
-        module.exit_json(changed=True, titan_dr={"notes": [f"would put back {_redis_data.read_record()['aside']}: {gates[0]['evidence']}"]})
+        module.exit_json(changed=True, put_back=put_back, titan_dr={"notes": [f"would put back {put_back}: {gates[0]['evidence']}"]})
     rows = {"gates": gates, "timings": exchange.timings, "notes": exchange.notes}
     wrong = failing(gates)
     if wrong:
         msg = f"Nothing was rolled back, everything is as it was before ({'; '.join(exchange.notes)}). {wrong}. What is kept lies in {exchange.failed}"
         module.fail_json(msg=msg, titan_dr=rows)
-    module.exit_json(changed=True, kept=exchange.aside if os.path.exists(exchange.aside) else "", titan_dr=rows)
+    module.exit_json(changed=True, put_back=put_back, kept=exchange.aside if os.path.exists(exchange.aside) else "", titan_dr=rows)
 
 
 if __name__ == "__main__":
