@@ -176,7 +176,7 @@ def check_recorded(facts: t.Any, where: str) -> dict[str, t.Any]:
     """The facts that verification uses, with their types; RecordedError when there are none or one is not what it should be."""
     if not isinstance(facts, dict):
         raise RecordedError(f"{where}: not a JSON object")
-    kinds: dict[str, t.Any] = {"sha256": str, "size": int, "rdb_version": int, "keyspace": dict, "expired": int}
+    kinds: dict[str, t.Any] = {"sha256": str, "size": int, "rdb_version": int, "keyspace": dict, "expired": int, "fingerprint": dict}
     used = {name: facts[name] for name in kinds if facts.get(name) is not None}
     for name, value in used.items():
         if not isinstance(value, kinds[name]):
@@ -516,6 +516,8 @@ class _Verification:
         self.findings += findings
         if found:
             self.engines["scratch"] = found["version"]
+            if self.recorded.get("fingerprint") not in (None, found["fingerprint"]):
+                self.findings.append(rep.Finding("contents-differ", "sampled keys have other content than was recorded"))
             self.proof = {name: found[name] for name in ("keyspace", "loaded", "expired", "used_memory", "fingerprint")}
             self.proof["elements"] = found["typed"]["elements"]
         self.seconds["scratch"] = round(time.monotonic() - started, 3)

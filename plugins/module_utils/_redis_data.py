@@ -27,6 +27,18 @@ MARGIN = 64 << 20
 # Seconds to wait for the new base: big data is served meanwhile.
 NEW_BASE_WITHIN = 1.0
 
+# Options of the modules that exchange it. Goes with the documentation fragment exchange.
+ARGUMENTS: dict[str, dict[str, t.Any]] = {
+    "data_dir": {"type": "path", "required": True},
+    "config": {"type": "path", "default": "/etc/redis/redis.conf"},
+    "unit": {"type": "str", "default": "redis-server"},
+    "user": {"type": "str", "default": "redis"},
+    "username": {"type": "str", "default": ""},
+    "password": {"type": "str", "default": "", "no_log": True},
+    "replicas_consent": {"type": "bool", "default": False},
+    "timeout": {"type": "float", "required": True},
+}
+
 
 def record_path() -> str:
     """Where the last exchange is written down."""

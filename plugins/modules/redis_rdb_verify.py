@@ -33,7 +33,7 @@ options:
   recorded:
     description:
       - What the backup recorded of the file, as in the C(redis) section of a restore point's manifest. Of it C(sha256), C(size), C(rdb_version),
-        C(keyspace) and C(expired) are held against the file; the rest may be there.
+        C(keyspace) and C(expired) are held against the file, at O(level=proof) C(fingerprint) too; the rest may be there.
       - A C(.sha256) file beside O(path) is held against it in any case.
     type: dict
   checksum:

@@ -20,10 +20,6 @@ options:
     description: Names the directory that keeps what was live.
     type: str
     required: true
-  data_dir:
-    description: The live data directory.
-    type: path
-    required: true
   latch:
     description: The halt latch.
     type: path
@@ -32,36 +28,9 @@ options:
     description: Go on although data is set aside that was traded with, or although nothing proves that what is kept is whole.
     type: bool
     default: false
-  config:
-    description: The configuration file of the server.
-    type: path
-    default: /etc/redis/redis.conf
-  unit:
-    description: The systemd unit of the server.
-    type: str
-    default: redis-server
-  user:
-    description: User that owns the data.
-    type: str
-    default: redis
-  username:
-    description: ACL user for the checks. Without it the default user.
-    type: str
-    default: ""
-  password:
-    description: Its password. Without it the one that the configuration or its ACL file holds in clear.
-    type: str
-    default: ""
-  replicas_consent:
-    description: Go on although replicas are attached. They take over what is put back and lose what they hold.
-    type: bool
-    default: false
-  timeout:
-    description: Seconds for all of it.
-    type: float
-    required: true
 extends_documentation_fragment:
   - titan.disaster_recovery.attributes
+  - titan.disaster_recovery.exchange
 attributes:
   check_mode:
     support: full
@@ -212,16 +181,9 @@ def main() -> t.NoReturn:
     module = AnsibleModule(
         argument_spec={
             "run_id": {"type": "str", "required": True},
-            "data_dir": {"type": "path", "required": True},
             "latch": {"type": "path", "required": True},
             "confirm": {"type": "bool", "default": False},
-            "config": {"type": "path", "default": "/etc/redis/redis.conf"},
-            "unit": {"type": "str", "default": "redis-server"},
-            "user": {"type": "str", "default": "redis"},
-            "username": {"type": "str", "default": ""},
-            "password": {"type": "str", "default": "", "no_log": True},
-            "replicas_consent": {"type": "bool", "default": False},
-            "timeout": {"type": "float", "required": True},
+            **_redis_data.ARGUMENTS,
         },
         supports_check_mode=True,
     )

@@ -74,6 +74,16 @@ def test_recorded_facts_of_nothing(dump: Path, run_module: Any) -> None:
     assert result["failed"] and "records nothing" in result["msg"] and gate(result)["verdict"] == "unknown"
 
 
+def test_a_recorded_fingerprint_is_held_against_the_proof(dump: Path, run_module: Any) -> None:
+    plain = {"path": str(dump), "level": "proof", "accept_unknown": True}
+    taken = run_module(redis_rdb_verify, plain)["report"]["proof"]["fingerprint"]
+    recorded = {"size": dump.stat().st_size, "fingerprint": taken}
+    assert not run_module(redis_rdb_verify, {**plain, "recorded": recorded})["failed"]
+    other = {**recorded, "fingerprint": {**taken, "sha256": "0" * 64}}
+    result = run_module(redis_rdb_verify, {**plain, "recorded": other})
+    assert result["failed"] and codes(result)[0] == "contents-differ"
+
+
 def test_age(dump: Path, run_module: Any) -> None:
     assert not run_module(redis_rdb_verify, {"path": str(dump), "max_age": 600})["failed"]
     assert "snapshot-too-old" in codes(run_module(redis_rdb_verify, {"path": str(dump), "max_age": -600}))
