@@ -275,7 +275,10 @@ def test_no_value_is_printed(dump: Path, capsys: pytest.CaptureFixture[str]) -> 
 def on_a_terminal(*arguments: Any, **environment: str) -> str:
     """What the command writes to a terminal."""
     leader, follower = pty.openpty()
-    with subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=follower, stderr=follower, cwd=ROOT, env={**os.environ, **environment}) as process:
+    # whatever whoever started the tests thinks of colour
+    plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
+    environment = {**plain, "TERM": "xterm", **environment}
+    with subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=follower, stderr=follower, cwd=ROOT, env=environment) as process:
         os.close(follower)
         text = b""
         while True:
