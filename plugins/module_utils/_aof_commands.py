@@ -99,10 +99,10 @@ class Commands:
         #: name on the target -> (name in the table, arity)
         self.table: dict[str, tuple[str, int]] = {}
         for name, arity in table.items():
-            word, bar, sub = name.partition("|")
+            word, divider, sub = name.partition("|")
             word = renamed.get(word, word)
             if word:
-                self.table[word + bar + sub] = (name, arity)
+                self.table[word + divider + sub] = (name, arity)
         self.containers = {name.split("|")[0] for name in self.table if "|" in name}
         self.elsewhere = every.keys() - table.keys()
         self.too_new = bool(target and version and version > NEWEST[target.server])

@@ -826,9 +826,9 @@ class _Walker:
         else:
             self._map = self._map or mmap.mmap(job.handle, job.size, prot=mmap.PROT_READ)
             buf, base = self._map, 0
-        assert job.values
+        check = t.cast(Check, job.values)
         try:
-            wrong = job.values(kind, buf, start - base, job.magic) + base - end
+            wrong = check(kind, buf, start - base, job.magic) + base - end
         except (Corrupt, IndexError) as exc:
             self._bad_value(exc, base, key, start - base)
         else:

@@ -130,7 +130,7 @@ def check(conf: _redis.RedisConf, expected: dict[str, t.Any], deadline: float, u
     """
     heard = [""]
     tls = _redis.client_context(conf.tls) if conf.tls_only and conf.tls else None
-    client = _redis.wait_ready(conf.address, conf.password, deadline, unit.active, conf.username, tls, lambda text: heard.append(text))
+    client = _redis.wait_ready(conf.address, conf.password, deadline, unit.active, conf.username, tls, heard.append)
     ready = f"answers {time.time() - began:.1f} s after the start" if began else "answers"
     gates = [gate("redis_start", True, ready + (f"; last heard while loading: {heard[-1]}" if heard[-1] else ""))]
     gates += _data(client, conf, expected)

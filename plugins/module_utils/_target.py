@@ -98,7 +98,8 @@ def parse(text: str) -> Target:
     if unknown:
         raise ValueError(f"a target has no {', '.join(sorted(unknown))}")
     for name in ("databases", "maxmemory"):
-        if type(facts.get(name, 0)) is not int or facts.get(name, 0) < 0:
+        value = facts.get(name, 0)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise ValueError(f"the target's {name} is not a number")
     version = facts.get("version")
     if version is not None and not (isinstance(version, str) and _VERSION.fullmatch(version)):
