@@ -22,6 +22,8 @@ from typing import Any
 
 import pytest
 
+from titan_dr.lab import patient
+
 pytestmark = pytest.mark.lab
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,10 +57,10 @@ else serve(true);
 """
 
 
-def find_prefix() -> Path | None:
+def find_prefix() -> Path:
+    """The PM2 tree of the lab's Titan; built when the images were there already and nothing had to be built for them."""
     given = os.environ.get("TITAN_TEST_PM2_PREFIX")
-    places = [Path(given)] if given else sorted((ROOT / ".cache/patient").glob("*/pm2"))
-    return next((place for place in places if (place / "node_modules/pm2/bin/pm2").is_file()), None)
+    return Path(given) if given else Path(patient.load_builder().build(ROOT, print).pm2)
 
 
 def free_port() -> int:
@@ -192,11 +194,9 @@ class Pm2:
 
 @contextlib.contextmanager
 def pm2_for(user: str) -> Iterator[Pm2]:
-    prefix = find_prefix()
-    if prefix is None:
-        pytest.skip("no PM2 tree: set TITAN_TEST_PM2_PREFIX to one, or build the lab's")
     if os.geteuid() != 0 or not shutil.which("node"):
         pytest.skip("needs root and node")
+    prefix = find_prefix()
     folder = Path(tempfile.mkdtemp(prefix="titan-pm2-"))
     folder.chmod(0o755)
     pm2 = Pm2(prefix, folder, user)
