@@ -11,7 +11,7 @@ COLLECTIONS := $(CURDIR)/playbooks/collections
 COLLECTION := playbooks/collections/ansible_collections/titan/disaster_recovery
 STAGE := .ci/stage
 
-.PHONY: help setup drill drill-installed test lint unit campaign sanity build-check molecule drills soak clean
+.PHONY: help setup drill drill-installed test lint unit campaign sanity build-check molecule drills soak sweep clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 24
@@ -67,6 +67,9 @@ drills: setup ## real faults against the lab
 soak: setup ## the drills and the campaign that are too slow for every change
 	pytest -m slow -s tests/campaign
 	pytest -m 'lab and slow' --durations=15 tests/lab tests/drills
+
+sweep: setup ## kill the controller at every point of every recovery (hours), and fifty times two operators; what failed once: TITAN_DR_SEED=N
+	TITAN_DR_SWEEP=all pytest -m lab -s tests/drills/test_crash_points.py tests/drills/test_two_operators.py
 
 clean: ## remove the lab's hosts and everything that was built here
 	if [ -x .venv/bin/titan-dr ]; then .venv/bin/titan-dr lab down; fi

@@ -13,14 +13,17 @@ description:
   - Measures every play that carries the play variable C(titan_dr_scenario), against the objectives and phase budgets of C(playbooks/vars/scenarios.yml).
   - Writes C(ledger.jsonl) while the run goes on, and C(report.json), into the run directory.
     The report on disk is complete at any moment, and says C(cancelled) until the run reaches its end.
-  - It only measures. It never changes the outcome of a run, and an error in it is a warning.
+  - Writes C(budget.json) at the start, which is what earlier runs beside this one took; the action plugin C(recovery_step) decides with it.
+  - Says how much time is left at the target and at 50, 80 and 100 % of the RTO, also while a long task runs.
+  - It only measures. It never changes the outcome of a run, and an error in it is a warning. Only the exit code of C(ansible-playbook) says more in the end,
+    4 after a recovery that missed an objective or could not prove it, and 3 when the run was refused.
   - The run directory is the environment variable E(TITAN_DR_RUN_DIR), or C(~/.local/state/titan-dr/runs/<run id>).
   - The run id is the environment variable E(TITAN_DR_RUN_ID), or it is made from the time and the scenario.
   - The clock starts at the extra variable C(titan_dr_incident_started_at) or the environment variable E(TITAN_DR_INCIDENT_STARTED_AT),
     in epoch seconds or ISO 8601, else at the start of the playbook.
   - The environment variable E(TITAN_DR_KIND) says whether this is V(real) or V(drill).
-  - Exports E(TITAN_DR_RUN_ID), E(TITAN_DR_RUN_DIR), E(TITAN_DR_INCIDENT_STARTED_AT) and E(TITAN_DR_CLOCK_ARMED) to the tasks,
-    so that a playbook can refuse to run unmeasured.
+  - Exports E(TITAN_DR_RUN_ID), E(TITAN_DR_RUN_DIR), E(TITAN_DR_INCIDENT_STARTED_AT), E(TITAN_DR_STARTED_AT), E(TITAN_DR_ATTEMPT)
+    (another one for each process) and E(TITAN_DR_CLOCK_ARMED) to the tasks, so that a playbook can refuse to run unmeasured.
     When the run directory cannot be written, E(TITAN_DR_CLOCK_ARMED) is not exported.
 """
 
@@ -30,6 +33,7 @@ import json
 import os
 import secrets
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -40,12 +44,15 @@ from ansible import context
 from ansible.module_utils.ansible_release import __version__ as core_version
 from ansible.plugins.callback import CallbackBase
 
-from ansible_collections.titan.disaster_recovery.plugins.plugin_utils import _ledger, _report, _run_files
+from ansible_collections.titan.disaster_recovery.plugins.plugin_utils import _budget, _ledger, _notify, _report, _run_files
 
 _INCLUDES = ("include_tasks", "include_role", "import_role", "import_tasks")
 # Text that our own content wrote for the operator; the message of any other module stays out of the ledger.
 _OWN_MESSAGES = ("assert", "fail")
 _OWN_MODULES = "titan.disaster_recovery."
+SAFE_STATE_FILE = "safe_state.yml"
+# Any notification has its answer by then, or gets none.
+LAST_WORDS_S = 2.5
 
 
 def _collection(root: Path) -> dict[str, str]:
@@ -58,10 +65,6 @@ def _collection(root: Path) -> dict[str, str]:
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
         version = "unknown"
     return {"version": str(version), "path": str(root)}
-
-
-def _short(name: str) -> str:
-    return name.rsplit(".", 1)[-1]
 
 
 def _quiet(method: Callable[..., None]) -> Callable[..., None]:
@@ -98,6 +101,10 @@ class CallbackModule(CallbackBase):
         self.open: dict[str, float] = {}  # open phase -> its last activity
         self.seen: set[str] = set()
         self.ended = False
+        self.endings = 0
+        self.safe_state = False
+        self.told: list[str] = []
+        self.over = threading.Event()
         if CallbackModule._owner is None:
             # a flag inherited from the caller's environment would say that nobody measures is somebody
             os.environ.pop(_ledger.ENV_ARMED, None)
@@ -148,6 +155,13 @@ class CallbackModule(CallbackBase):
         files.prepare()
         self.files = files
         self.ledger = _ledger.Ledger(min(incident_at, now), self.clock, files.append)
+        try:
+            reports = _run_files.earlier_reports(files.directory.parent, files.directory)
+            budget = _budget.make(self.objectives, reports, scenario, self._hosts(playbook))
+        except Exception as error:
+            notes.append(f"Nothing could be learnt from earlier runs: {type(error).__name__}: {error}")
+            budget = _budget.make(self.objectives, [], scenario, [])
+        files.save_budget(budget)
         self.ledger.add(
             "run_start",
             run_id=run_id,
@@ -156,6 +170,8 @@ class CallbackModule(CallbackBase):
             incident_at=round(self.ledger.incident_at, 3),
             versions={"ansible_core": core_version},
             collection=_collection(Path(__file__).resolve().parents[2]),
+            # an inventory may say otherwise: then the lease's row knows
+            deadline_at=self._deadline(now, str(extra_vars.get("titan_dr_on_breach", "continue"))),
             **{key: self.objectives.get(key) for key in ("severity", "rto_target_s", "rto_s", "rpo_s", "phases")},
         )
         for note in notes:
@@ -166,10 +182,43 @@ class CallbackModule(CallbackBase):
         os.environ[_ledger.ENV_RUN_ID] = run_id
         os.environ[_ledger.ENV_RUN_DIR] = str(files.directory)
         os.environ[_ledger.ENV_INCIDENT] = f"{self.ledger.incident_at:.3f}"
+        os.environ[_ledger.ENV_STARTED] = f"{now:.3f}"
+        os.environ[_ledger.ENV_ATTEMPT] = secrets.token_hex(4)
         os.environ[_ledger.ENV_ARMED] = "1"
         CallbackModule._owner = self
         self._watch_the_end()
+        if not check:
+            threading.Thread(target=self._count_down, name="recovery_clock", daemon=True).start()
         self._display.display(f"[titan-dr] run {run_id}, {_report.span(self.ledger.elapsed())} after the incident, into {files.directory}")
+
+    def _deadline(self, started_at: float, policy: str) -> float | None:
+        """As in playbooks/vars/run.yml."""
+        incident_at = self.ledger.incident_at if self.ledger is not None else started_at
+        since, seconds = (incident_at, self.objectives.get("rto_s")) if policy == "abort" else (started_at, self.objectives.get("limit_s"))
+        return round(since + seconds, 3) if isinstance(seconds, (int, float)) else None
+
+    def _hosts(self, playbook: Any) -> set[str]:
+        """The servers of this recovery; what cannot be told has no earlier runs."""
+        try:
+            return {host.get_name() for play in playbook.get_plays() for host in play.get_variable_manager()._inventory.get_hosts(play.hosts)}
+        except Exception:
+            return set()
+
+    def _count_down(self) -> None:
+        """A thread of its own: while a task runs nothing else comes by here. It must never harm the run."""
+        try:
+            limit, target = self.objectives.get("rto_s"), self.objectives.get("rto_target_s")
+            if self.ledger is None or not limit:
+                return
+            said = self.ledger.elapsed()
+            while not self.over.wait(0.5):
+                elapsed = self.ledger.elapsed()
+                # an adopted incident can lie many marks back: they are one line
+                if any(said < mark <= elapsed for mark in _report.marks(target, limit)):
+                    self._display.display(_report.countdown_line(elapsed, target, limit))
+                said = elapsed
+        except Exception:
+            return
 
     def _objectives(self, scenario: str, basedir: str) -> dict[str, Any]:
         """Beside the playbook (as in a checkout, or installed), else those of this collection."""
@@ -205,7 +254,9 @@ class CallbackModule(CallbackBase):
         if self.ended or self.ledger is None or self.files is None:
             return
         self.ended = True
+        self.over.set()
         self._close_phases(keep=None)
+        self._hear()
         self.ledger.add("run_end", **how)
         self.files.save(_report.build(self.ledger.rows))
 
@@ -214,11 +265,18 @@ class CallbackModule(CallbackBase):
         if self.ledger is None or self.files is None:
             return
         self.ended = False  # a command with two playbooks ends twice
+        self.endings += 1
+        self._hear(wait_s=LAST_WORDS_S)
         self._end(stats={host: stats.summarize(host) for host in stats.processed})
-        for line in _report.closing_lines(_report.build(self.ledger.rows), str(self.files.report)):
+        report = _report.build(self.ledger.rows)
+        for line in _report.closing_lines(report, str(self.files.report)):
             self._display.display(line)
         if self.files.lost:
             self._display.warning(f"recovery_clock: THE LEDGER AND REPORT ON DISK ARE INCOMPLETE: {self.files.lost}")
+        code = _report.exit_code(report)
+        # a playbook that follows in the same command is not kept from running by the objectives of this one
+        if code is not None and (report["result"] != "recovered" or self.endings >= len(context.CLIARGS.get("args") or ())):
+            raise SystemExit(code)
 
     # --- plays, phases, tasks ----------------------------------------------------------------------------------------
 
@@ -228,25 +286,28 @@ class CallbackModule(CallbackBase):
         self.play_phase = str(phase) if phase else None
 
     def _phase_of(self, task: Any) -> str | None:
-        """The role the task belongs to; a role without a budget counts for the role that called it, or for the play, or not at all."""
-        roles = []
-        node = task
-        while node is not None:
-            role = getattr(node, "_role", None)
-            if role is not None:
-                roles.append(_short(role.get_name()))
-            node = getattr(node, "_parent", None)
-        budgets = self.objectives.get("phases") or {}
-        known = next((role for role in roles if role in budgets), None)
-        return known or self.play_phase or (roles[0] if roles and not budgets else None)
+        return _budget.phase_of(_budget.roles_of(task), self.objectives.get("phases") or {}, self.play_phase)
+
+    @_quiet
+    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
+        if self.ledger is None or self.safe_state:
+            return
+        if Path(str(task.get_path() or "").rpartition(":")[0]).name == SAFE_STATE_FILE:
+            # from here on nobody who watches this run may cut it short
+            self.safe_state = True
+            self.ledger.add("safe_state_start", name=task.get_name(include_role_fqcn=False))
 
     @_quiet
     def v2_runner_on_start(self, host: Any, task: Any) -> None:
-        if self.ledger is None or _short(str(task.action)) in _INCLUDES:
+        if self.ledger is None or _budget.short(str(task.action)) in _INCLUDES:
             return
         phase = self._phase_of(task)
         now = self.ledger.elapsed()
         self.busy[host.get_name()] = (phase, task._uuid, now)
+        if str(task.action).startswith(_OWN_MODULES):
+            name = task.get_name(include_role_fqcn=False)
+            module = _budget.short(str(task.action))
+            self.ledger.add("step_start", t=now, name=name, module=module, phase=phase, host=host.get_name(), task_id=task._uuid)
         if phase is None:
             return
         if phase not in self.open:
@@ -299,14 +360,14 @@ class CallbackModule(CallbackBase):
         if self.ledger is None:
             return
         task, host = result.task, result.host.get_name()
-        if _short(str(task.action)) in _INCLUDES:
+        if _budget.short(str(task.action)) in _INCLUDES:
             return
         now = self.ledger.elapsed()
         phase, _task, since = self.busy.pop(host, (self._phase_of(task), task._uuid, now))
         if phase in self.open:
             self.open[phase] = now
         name = task.get_name(include_role_fqcn=False)
-        role = _short(task._role.get_name()) if getattr(task, "_role", None) is not None else None
+        role = _budget.short(task._role.get_name()) if getattr(task, "_role", None) is not None else None
         said = _ledger.reported(result.result, name) if task.no_log is not True else {}
         self.ledger.add(
             "task",
@@ -320,18 +381,55 @@ class CallbackModule(CallbackBase):
             task_id=task._uuid,
             titan_dr=said or None,
         )
+        for event in ("breach", "late"):
+            if event in said:
+                self.ledger.add(event, host=host, **said[event])
+        self._hold(said)
         for gate in said.get("gates", []):
             self.ledger.add("gate", t=now, host=host, phase=phase, task_id=task._uuid, **gate)
         for note in said.get("notes", []):
             self._note(note)
         if status in _report.FAILED:
             self._record_reason(result, name, host)
+        self._hear()
         if said or status in _report.FAILED:
             self._save()
 
+    def _hold(self, said: dict[str, Any]) -> None:
+        """What was said of the lease. A run that goes on where another broke off goes on on that one's clock."""
+        lease, deadline_at = said.get("lease"), said.get("deadline_at")
+        if self.ledger is None or (lease is None and deadline_at is None):
+            return
+        known = {key: lease.get(key) for key in ("run_id", "epoch", "adopted", "incident_at")} if lease else {}
+        known = {key: value for key, value in {**known, "deadline_at": deadline_at}.items() if value is not None}
+        before = [row for row in self.ledger.rows if row["event"] == "lease"]
+        if any(known.items() <= row.items() for row in before):
+            return
+        shift = 0.0
+        if lease and lease.get("adopted"):
+            try:
+                shift = self.ledger.rebase(_ledger.parse_instant(lease.get("incident_at")))
+            except ValueError as error:
+                self._note(f"The incident start of run {lease.get('run_id')} cannot be read, the clock stays: {error}")
+            self.open = {phase: last + shift for phase, last in self.open.items()}
+            self.busy = {host: (phase, task, since + shift) for host, (phase, task, since) in self.busy.items()}
+            os.environ[_ledger.ENV_INCIDENT] = f"{self.ledger.incident_at:.3f}"
+            if not any(row.get("adopted") for row in before):
+                self._note(f"Goes on with run {lease.get('run_id')}, {_report.span(self.ledger.elapsed())} after the incident.")
+        self.ledger.add("lease", **known, shift_s=round(shift, 3) or None)
+
+    def _hear(self, wait_s: float = 0.0) -> None:
+        """What became of the notifications that a step sent off."""
+        if self.files is None:
+            return
+        notes = _notify.told(self.files.directory, wait_s, self.ended)
+        for note in notes[len(self.told) :]:
+            self._note(note)
+        self.told = notes
+
     def _record_reason(self, result: Any, name: str, host: str) -> None:
         task = result.task
-        own = _short(str(task.action)) in _OWN_MESSAGES or str(task.action).startswith(_OWN_MODULES)
+        own = _budget.short(str(task.action)) in _OWN_MESSAGES or str(task.action).startswith(_OWN_MODULES)
         message = result.result.get("msg") if own and task.no_log is not True and "censored" not in result.result else None
         reason = f": {str(message)[:500]}" if message else ""
         self._note(f"{name} on {host}{reason}", task_id=task._uuid, failure=True)

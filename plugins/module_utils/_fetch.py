@@ -66,6 +66,15 @@ class FetchError(Exception):
     """An object that could not be had, and why."""
 
 
+def free_name(path: str) -> str:
+    """The path, or with a number when it is taken: evidence is never overwritten."""
+    number, found = 1, path
+    while os.path.lexists(found):
+        number += 1
+        found = f"{path}-{number}"
+    return found
+
+
 def tool(name: str) -> str:
     """Path of a program: the one unpacked for the recovery, else the system's."""
     own = os.path.join(TOOLS_DIR, name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ import tempfile
 import time
 import typing as t
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _crc64, _rdb_values, _rdb_walk, _target
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _crc64, _rdb_feed, _rdb_values, _rdb_walk, _target
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _rdb_report as rep
 
 LEVELS = ("fast", "deep", "proof")
@@ -31,7 +32,8 @@ POLICIES = ("required", "digest")
 CHECKERS = {"REDIS": ("redis-check-rdb", "valkey-check-rdb"), "VALKEY": ("valkey-check-rdb",)}
 VALKEY_READS = 11  # valkey-check-rdb says OK to newer Redis files that its own server refuses
 SMALL = 4 * 2**20  # below this a process of its own costs more than the digest
-LARGE = 64 * 2**20  # above this the inside of values is left to a checker that is there: in plain Python it takes several times as long
+LARGE = 64 * 2**20  # above this the inside of values is left to checkers where there are any: in plain Python it takes several times as long
+PIPE = 2**20  # bytes between us and a checker that we feed; a system may allow less
 TIMEOUT = 900.0
 SEVERITIES = (rep.FATAL, rep.UNPROVEN, rep.DATA_LOSS, rep.WARNING)
 UNCHECKSUMMED = ("checksum-disabled", "checksum-absent")
@@ -220,24 +222,37 @@ def _keys(keyspace: dict[str, dict[str, int]]) -> int:
 
 
 class Checker:
-    """redis-check-rdb or valkey-check-rdb, running while we read the file ourselves."""
+    """redis-check-rdb or valkey-check-rdb, running while we read the file ourselves. Without a path it reads what is written to its `feed`."""
 
-    def __init__(self, program: str, path: str, deadline: float) -> None:
+    def __init__(self, program: str, path: str | None, deadline: float) -> None:
         self.name = os.path.basename(program)
         self.deadline = deadline
         self.seconds = 0.0
         self.checksum_ok = False  # it computed the checksum and found it right
+        self.feed: _rdb_feed.Feed | None = None
         self._program = program
         self._started = time.monotonic()
         # a file: what an auxiliary field holds is printed whole and would fill a pipe
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
-        # absolute: a name that begins with a dash would be an option
-        self._process = subprocess.Popen(
-            [program, os.path.abspath(path)], stdin=subprocess.DEVNULL, stdout=self._output, stderr=subprocess.STDOUT, cwd="/", close_fds=True
-        )
+        with contextlib.ExitStack() as stack:
+            source: t.Any = subprocess.DEVNULL
+            if path is None:
+                reader, writer = os.pipe()
+                source = stack.enter_context(open(reader, "rb"))
+                self.feed = _rdb_feed.Feed(writer, deadline)
+                with contextlib.suppress(OSError):
+                    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE)
+            # absolute: a name that begins with a dash would be an option
+            argv = [program, "/dev/stdin" if path is None else os.path.abspath(path)]
+            try:
+                self._process = subprocess.Popen(argv, stdin=source, stdout=self._output, stderr=subprocess.STDOUT, cwd="/", close_fds=True)
+            except OSError:
+                self._close_feed()
+                raise
 
     def result(self) -> tuple[bool | None, str, int | None, str | None]:
         """(whether it accepts the file, its reason, the offset and the key that it names). None: it has no opinion."""
+        self._close_feed()
         try:
             code = self._process.wait(max(0.0, self.deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -248,7 +263,13 @@ class Checker:
         self.checksum_ok = code == 0 and "] Checksum OK" in self._text
         return judge_checker(self.name, code, self._text)
 
+    def _close_feed(self) -> None:
+        if self.feed:
+            os.close(self.feed.pipe)
+            self.feed = None
+
     def abandon(self) -> None:
+        self._close_feed()
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
@@ -404,47 +425,67 @@ class _Verification:
         deep = self.level != "fast"
         alone = self.jobs == 1
         beside = Beside(lambda: timed_digest(self.path)) if wanted and size > SMALL and not alone else None
-        checker = None
+        checkers: list[Checker] = []
         try:
             if deep and not alone:
-                checker = self._start_checker(head)
-            left_to_checker = checker is not None and size > LARGE
-            contents = self._walk(deep, left_to_checker)
+                self._start_checkers(checkers, head, size)
+            left_to_checkers = checkers if size > LARGE else []
+            fed = any(checker.feed for checker in left_to_checkers)
+            contents = self._walk(deep, left_to_checkers)
             if wanted:
                 self._compare_digest(wanted, beside.result() if beside else timed_digest(self.path))
             self.findings += contents.findings
-            if deep:
-                checker = checker or self._start_checker(head)
-                judged = self._second_opinion(checker, contents)
-                if left_to_checker and judged:
-                    self.not_checked.append(f"values beyond what {self.engines['checker']} looks at, such as scores that are no numbers")
-                    if checker and checker.checksum_ok:
-                        contents.checksum = "ok"
-                elif left_to_checker:
-                    contents = self._walk(deep, False)
-                    self.findings = [finding for finding in self.findings if finding not in contents.findings] + contents.findings
+            judged = fed and self._accepted(checkers, contents)
+            if deep and not judged:
+                if fed or not checkers:
+                    self._start_checkers(checkers, head, 0)
+                judged = self._second_opinion(checkers[-1] if checkers else None, contents)
+            if left_to_checkers and judged:
+                self.not_checked.append(f"values beyond what {self.engines['checker']} looks at, such as scores that are no numbers")
+                if checkers[-1].checksum_ok:
+                    contents.checksum = "ok"
+            elif left_to_checkers:
+                contents = self._walk(deep, [])
+                self.findings = [finding for finding in self.findings if finding not in contents.findings] + contents.findings
             return contents
         finally:
             if beside:
                 beside.abandon()
-            if checker:
+            for checker in checkers:
                 checker.abandon()
 
-    def _walk(self, deep: bool, left_to_checker: bool) -> rep.Contents:
+    def _walk(self, deep: bool, left_to: list[Checker]) -> rep.Contents:
+        """The inside of values may be left to checkers: one that reads the file, which computes the checksum, too, or some that are fed."""
         started = time.monotonic()
-        if left_to_checker:
-            # The checker computes the checksum, too, and keeps a processor busy.
-            jobs = self.jobs or max(1, len(os.sched_getaffinity(0)) - 1)
-            contents = _rdb_walk.walk(self.path, now=self.now, duplicates=True, jobs=jobs, crc=False)
+        feeds = [checker.feed for checker in left_to if checker.feed]
+        if left_to:
+            # they keep the processors busy, and the walk costs least in few processes
+            jobs = max(1, (self.jobs or len(os.sched_getaffinity(0))) - 1)
+            contents = _rdb_walk.walk(self.path, now=self.now, duplicates=True, jobs=jobs, crc=bool(feeds), feeds=feeds)
         else:
             contents = _rdb_walk.walk(self.path, now=self.now, values=_rdb_values.check if deep else None, duplicates=deep, jobs=self.jobs)
+        if feeds or not left_to:
             self.engines["crc64"] = _crc64.engine()
         self.seconds["walk"] = round(self.seconds.get("walk", 0.0) + time.monotonic() - started, 3)
         return contents
 
-    def _start_checker(self, head: bytes) -> Checker | None:
+    def _start_checkers(self, checkers: list[Checker], head: bytes, size: int) -> None:
+        """Add one that reads the file; or for a large one some that we feed, unless computing the checksum ourselves costs more than is won."""
         program = find_checker(*_header(head))
-        return Checker(program, self.path, time.monotonic() + self.timeout) if program else None
+        if not program:
+            return
+        deadline = time.monotonic() + self.timeout
+        fed = size > LARGE and _crc64.engine() == "anycrc"
+        for dummy in range(min(self.jobs or len(os.sched_getaffinity(0)), _rdb_walk.MOST_JOBS) if fed else 1):
+            checkers.append(Checker(program, None if fed else self.path, deadline))
+
+    def _accepted(self, checkers: list[Checker], contents: rep.Contents) -> bool:
+        """Whether checkers that were fed took all and have nothing against it. If not, only one that reads the file itself tells what is wrong where."""
+        if not contents.fed or rep.verdict(contents.findings) == "fail" or not all(checker.result()[0] for checker in checkers):
+            return False
+        self.engines["checker"] = checkers[0].version()
+        self.seconds["checker"] = max(checker.seconds for checker in checkers)
+        return True
 
     def _second_opinion(self, checker: Checker | None, contents: rep.Contents) -> bool:
         """Whether there is one."""

@@ -123,6 +123,7 @@ class Contents:
     # keys without expiry, spread over the file: (database, key as bytes)
     samples: list[tuple[int, bytes]] = dataclasses.field(default_factory=list)
     findings: list[Finding] = dataclasses.field(default_factory=list)
+    fed: bool = False  # the programs that were to be fed took all they were to get
 
     @property
     def taken_at(self) -> float | None:

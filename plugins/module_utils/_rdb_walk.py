@@ -28,7 +28,7 @@ import struct
 import traceback
 import typing as t
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _crc64, _rdb_values
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _crc64, _rdb_feed, _rdb_values
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _rdb_format as fmt
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._rdb_format import Corrupt
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._rdb_report import CODES, FATAL, WARNING, Contents, Finding
@@ -42,7 +42,7 @@ _ALONE = 1 << 23  # a file up to this size is walked without forking; a value up
 _PART = 1 << 25  # bytes of a part, at least
 _PARTS = 8  # parts for each process, at most: not all take the same time
 _PIECE = 1 << 24  # bytes of a piece of the checksum, at least
-_MOST_JOBS = 4  # each takes memory
+MOST_JOBS = 4  # each takes memory
 _PROBE = 1 << 16  # bytes in which a border is looked for
 _PROBES = 8  # places tried for one border
 _TRIES = 4  # chains of entries that are followed from one place
@@ -59,7 +59,10 @@ _OTHER = "(other)"
 _COLON = ord(":")  # bytes look for a number faster than for bytes
 _SAMPLES = 256
 _SAMPLE_REACH = (1 << 12, 1 << 16)  # bytes behind a sampling point in which a key without expiry is looked for: at least, at most
-_PARTITIONS = 256
+_PARTITIONS = 256  # by the highest byte of a hash
+_PORTION = 1 << 18  # bytes handed to a checker at once, at least
+_PLAIN = 1 << 10  # a plain string of more bytes is kept from a checker, which could find nothing in it
+_FED_PIECES = 8  # times as many pieces of the checksum when checkers are to be fed between them
 _UNKNOWN = -1  # the database in which a part begins that is not the first one
 
 _EXPIRY = ("expired", "1m", "1h", "1d", "30d", "later")
@@ -317,17 +320,16 @@ def _steps(behind: int) -> tuple[int, ...]:
     return tuple(first + 1 + behind if first < 0x40 else 0 for first in range(256))
 
 
-_BORDERS = [number << 56 for number in range(1 - _PARTITIONS // 2, _PARTITIONS // 2)]
-
-
 # --- one part ------------------------------------------------------------------------------------------------------------
 
 
 class _Walker:
     """Walks from one place on. `buf` is the window, `at` the place in it, `base` the window's offset in the file."""
 
-    def __init__(self, job: _Job, start: int, database: int, stops: t.Sequence[int] = ()) -> None:
+    def __init__(self, job: _Job, start: int, database: int, stops: t.Sequence[int] = (), feeder: _rdb_feed.Feeder | None = None) -> None:
         self.job = job
+        self.feeder = feeder
+        self.fed = start  # up to here all was handed to the checker, or kept from it
         self.layouts = job.layouts()
         self.part = _Part(start, database)
         self.counts = self.part.databases.setdefault(database, [0, 0])
@@ -420,14 +422,23 @@ class _Walker:
 
     def _hash(self, keys: list[bytes]) -> None:
         database = self.part.database
-        partitions = self.part.hashes_unknown if database == _UNKNOWN else self.part.hashes
-        ordered = sorted(map(_salt(max(database, 0)).__xor__, map(hash, keys)))
-        low = 0
-        for border, partition in zip([*_BORDERS, None], partitions, strict=True):
-            high = len(ordered) if border is None else bisect.bisect_left(ordered, border, low)
-            if high > low:
-                partition.extend(ordered[low:high])
-            low = high
+        add = [partition.append for partition in (self.part.hashes_unknown if database == _UNKNOWN else self.part.hashes)]
+        salt = _salt(max(database, 0))
+        # a loop is twice as fast here as sorting
+        for number in map(salt.__xor__, map(hash, keys)) if salt else map(hash, keys):
+            add[number >> 56](number)
+
+    # what the checker gets
+
+    def hand_over(self, end: int) -> None:
+        if self.feeder and end > self.fed:
+            self.feeder.add(self.fed, end)
+            self.fed = end
+
+    def keep_back(self, start: int, end: int) -> None:
+        """An entry in which a checker could find nothing."""
+        self.hand_over(start)
+        self.fed = end
 
     # parts of an entry; each leaves `at` behind what it read, perhaps behind the window
 
@@ -619,6 +630,8 @@ class _Walker:
             while part.end is None and (entries is None or part.entries < entries):
                 if self.job.suspects is None:
                     self.quick()
+                if self.base + self.at - self.fed >= _PORTION:
+                    self.hand_over(self.base + self.at)
                 self.step()
                 if entries is not None:
                     self.flush()
@@ -629,6 +642,8 @@ class _Walker:
         except _Unsupported as exc:
             self._broken("unsupported-type", str(exc), exc.at)
         self.flush()
+        # what comes behind a place where it broke off, no checker need see: it is asked for the whole file then
+        self.hand_over(self.base + self.at - self.part.ended)
         if self._map is not None:
             with contextlib.suppress(BufferError):
                 self._map.close()
@@ -645,6 +660,7 @@ class _Walker:
         buf, adders, values, magic = self.buf, self.adders, self.job.values, self.job.magic
         add_timed, add_kind, add_time = self.timed.append, self.timed_kinds.append, self.times.append
         high, integers, whole = _HIGH, _INTEGERS, len(buf)
+        plain = _PLAIN if self.feeder else self.job.size
         try:
             while at < limit:
                 add = adders[buf[at]]
@@ -682,6 +698,8 @@ class _Walker:
                     after = value + size + 1
                 elif size < 0x80:
                     after = value + high[size] + buf[value + 1] + 2
+                    if after - value > plain and not buf[head - 1]:
+                        self.keep_back(self.base + at, self.base + after)
                 elif size == 0xC3:
                     size = buf[value + 1]
                     after = value + 2
@@ -771,6 +789,7 @@ class _Walker:
         key = self.key = self.string()
         self.need()
         start = self.base + self.at
+        plain = self.feeder and self.genuine and kind == fmt.STRING and self.buf[self.at] < 0xC0
         self.value(kind)
         end = self.base + self.at
         if end > job.size:
@@ -794,6 +813,8 @@ class _Walker:
             self.timed.append(key)
             self.timed_kinds.append(kind)
             self.times.append(expiry.to_bytes(8, "little", signed=True))
+        if plain and end - start > _PLAIN:
+            self.keep_back(self.entry, end)
         self.take_sample(key, expiry is None and self.genuine)
 
     def _refuse(self, kind: int) -> None:
@@ -970,14 +991,16 @@ def _tasks(parts: int, jobs: int, end: int) -> list[bytes]:
     return found
 
 
-def _do(job: _Job, borders: list[int], tasks: t.Iterable[bytes], found: _Found) -> None:
+def _do(job: _Job, borders: list[int], tasks: t.Iterable[bytes], found: _Found, feeder: _rdb_feed.Feeder | None = None) -> None:
     starts = [fmt.HEADER_SIZE, *borders]
     for task in tasks:
+        if feeder:
+            feeder.push()
         number, start, end = _TASK.unpack(task)
         if number == _NO_PART:
             found.pieces.append((start, end, _crc64.of_file(job.handle, start, end)))
         else:
-            walker = _Walker(job, starts[number], _UNKNOWN if number else 0, starts[number + 1 :])
+            walker = _Walker(job, starts[number], _UNKNOWN if number else 0, starts[number + 1 :], feeder)
             walker.run()
             found.parts[number] = walker.part
 
@@ -985,7 +1008,7 @@ def _do(job: _Job, borders: list[int], tasks: t.Iterable[bytes], found: _Found) 
 class _Child:
     """A forked process that takes tasks from a pipe. It ends by itself when its parent does: the pipe to it breaks."""
 
-    def __init__(self, job: _Job, borders: list[int], tasks: int) -> None:
+    def __init__(self, job: _Job, borders: list[int], tasks: int, feeds: t.Sequence[_rdb_feed.Feed] = ()) -> None:
         reader, writer = os.pipe()
         self.pid = os.fork()
         if not self.pid:
@@ -993,7 +1016,7 @@ class _Child:
             try:
                 os.close(reader)
                 with open(writer, "wb") as stream:
-                    self._serve(job, borders, tasks, stream)
+                    self._serve(job, borders, tasks, stream, _rdb_feed.Feeder(job.handle, feeds) if feeds else None)
                 code = 0
             finally:
                 os._exit(code)
@@ -1001,10 +1024,10 @@ class _Child:
         self.stream = open(reader, "rb")  # noqa: SIM115
 
     @staticmethod
-    def _serve(job: _Job, borders: list[int], tasks: int, stream: t.BinaryIO) -> None:
+    def _serve(job: _Job, borders: list[int], tasks: int, stream: t.BinaryIO, feeder: _rdb_feed.Feeder | None) -> None:
         found = _Found()
         try:
-            _do(job, borders, iter(lambda: os.read(tasks, _TASK.size), b""), found)
+            _do(job, borders, iter(lambda: os.read(tasks, _TASK.size), b""), found, feeder)
         except OSError as exc:
             pickle.dump(str(exc), stream)
             return
@@ -1017,7 +1040,12 @@ class _Child:
         pickle.dump(found, stream)
         if job.duplicates:
             for place in range(_PARTITIONS):
+                if feeder:
+                    feeder.push()
                 pickle.dump([(number, [partitions[place].tobytes() for partitions in pair if partitions]) for number, pair in hashes.items()], stream)
+        stream.flush()
+        if feeder:
+            pickle.dump(feeder.finish(), stream)
 
     def found(self) -> _Found:
         """OSError when the file could not be read; whatever else went wrong in the child is raised, too."""
@@ -1039,6 +1067,12 @@ class _Child:
         """Of the next partition: part numbers with their hashes of known databases and of the unknown one."""
         return t.cast(list[tuple[int, list[bytes]]], pickle.load(self.stream))
 
+    def fed(self) -> bool:
+        """Whether its checker took all; asked at the very end."""
+        with contextlib.suppress(EOFError, pickle.UnpicklingError):
+            return bool(pickle.load(self.stream))
+        return False
+
     def close(self) -> None:
         self.stream.close()
         if self.pid:
@@ -1048,16 +1082,19 @@ class _Child:
             self.pid = 0
 
 
-def _alone(job: _Job, end: int) -> tuple[_Part, list[tuple[int, int, int]]]:
+def _alone(job: _Job, end: int, feeds: t.Sequence[_rdb_feed.Feed] = ()) -> tuple[_Part, list[tuple[int, int, int]], bool]:
     found = _Found()
-    _do(job, [], _tasks(1, 1, end), found)
+    feeder = _rdb_feed.Feeder(job.handle, feeds) if feeds else None
+    _do(job, [], _tasks(1, _FED_PIECES if feeds else 1, end), found, feeder)
     part = found.parts[0]
     for partition in part.hashes:
+        if feeder:
+            feeder.push()
         part.suspect(partition)
-    return part, found.pieces
+    return part, found.pieces, bool(feeder and feeder.finish())
 
 
-def _together(job: _Job, jobs: int, end: int) -> tuple[_Part, list[tuple[int, int, int]]]:
+def _together(job: _Job, jobs: int, end: int, feeds: t.Sequence[_rdb_feed.Feed]) -> tuple[_Part, list[tuple[int, int, int]], bool]:
     """The whole walk and the checksum of the first `end` bytes, by forked processes."""
     parts = jobs * max(1, min(_PARTS, job.size // (jobs * _PART))) if jobs > 1 else 1
     borders = _borders(dataclasses.replace(job, values=None, duplicates=False, suspects=None), parts)
@@ -1065,9 +1102,9 @@ def _together(job: _Job, jobs: int, end: int) -> tuple[_Part, list[tuple[int, in
     children: list[_Child] = []
     try:
         # few enough for the buffer of a pipe
-        os.write(writer, b"".join(_tasks(len(borders) + 1, jobs, end)))
+        os.write(writer, b"".join(_tasks(len(borders) + 1, jobs * _FED_PIECES if feeds else jobs, end)))
         os.close(writer)
-        children += (_Child(job, borders, reader) for dummy in range(jobs))
+        children += (_Child(job, borders, reader, feeds[number::jobs]) for number in range(jobs))
         everything = [child.found() for child in children]
         found = {number: part for one in everything for number, part in one.parts.items()}
         total, before = found[0], {0: 0}  # the database in which a part began
@@ -1085,7 +1122,8 @@ def _together(job: _Job, jobs: int, end: int) -> tuple[_Part, list[tuple[int, in
                         for raw in raws[1:]:
                             partition.extend(map(_salt(before[number]).__xor__, array.array("q", raw)))
                 total.suspect(partition)
-        return total, [piece for one in everything for piece in one.pieces]
+        fed = [child.fed() for child in children] if feeds else [False]
+        return total, [piece for one in everything for piece in one.pieces], all(fed)
     finally:
         os.close(reader)
         for child in children:
@@ -1124,12 +1162,22 @@ def _join(total: _Part, part: _Part) -> None:
 # --- the whole -----------------------------------------------------------------------------------------------------------
 
 
-def walk(path: str, *, now: float, values: Check | None = None, duplicates: bool = False, jobs: int | None = None, crc: bool = True) -> Contents:
+def walk(
+    path: str,
+    *,
+    now: float,
+    values: Check | None = None,
+    duplicates: bool = False,
+    jobs: int | None = None,
+    crc: bool = True,
+    feeds: t.Sequence[_rdb_feed.Feed] = (),
+) -> Contents:
     """Everything that can be said of this RDB file without loading it; a damaged one has findings. Only reads.
 
     `values` validates each value: it gets type, buffer, position and magic, and returns the position behind the value or raises Corrupt or IndexError.
     `duplicates` looks for a key that stands twice in a database, with 8 bytes of memory for each key. `jobs` processes are forked for a big file,
-    as many as processors by default; the caller should have no threads. Without `crc` the checksum is not computed.
+    as many as processors by default; the caller should have no threads. Without `crc` the checksum is not computed. With `feeds`, one or more for each
+    job, all entries but long plain strings are written to them: `fed` tells whether they were.
     """
     contents = Contents()
     try:
@@ -1143,7 +1191,7 @@ def walk(path: str, *, now: float, values: Check | None = None, duplicates: bool
             contents.size = before.st_size
             if _header(_read(handle, 0, min(fmt.HEADER_SIZE, before.st_size)), contents):
                 job = _Job(handle, before.st_size, contents.magic, contents.version, int(now * 1000), values, duplicates)
-                _examine(job, contents, jobs or len(os.sched_getaffinity(0)), crc)
+                _examine(job, contents, jobs or len(os.sched_getaffinity(0)), crc, feeds)
             after = os.fstat(handle)
             if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
                 contents.findings.append(Finding("unreadable", "it was written to while it was read"))
@@ -1169,18 +1217,18 @@ def _header(raw: bytes, contents: Contents) -> bool:
     return False
 
 
-def _examine(job: _Job, contents: Contents, jobs: int, crc: bool) -> None:
+def _examine(job: _Job, contents: Contents, jobs: int, crc: bool, feeds: t.Sequence[_rdb_feed.Feed]) -> None:
     summed = job.version >= fmt.FIRST_WITH_CHECKSUM
     footer = b""
     if summed and job.size > fmt.HEADER_SIZE + fmt.FOOTER_SIZE:
         footer = _read(job.handle, job.size - fmt.FOOTER_SIZE, fmt.FOOTER_SIZE)
     wanted = job.size - fmt.FOOTER_SIZE if crc and any(footer) else 0
-    jobs = min(jobs, _MOST_JOBS)
+    jobs = min(jobs, MOST_JOBS)
     # A read of the mapped file may end the process: in this one nothing is mapped.
     fork = job.size > _ALONE and (jobs > 1 or job.values is not None)
     if not job.supported:
         job = dataclasses.replace(job, values=None, duplicates=False)
-    part, pieces = _together(job, jobs, wanted) if fork else _alone(job, wanted)
+    part, pieces, contents.fed = _together(job, jobs, wanted, feeds) if fork else _alone(job, wanted, feeds)
     _checksum(job, contents, part, footer, pieces, crc)
     if not job.supported:
         _tell_newer(job, contents, part)

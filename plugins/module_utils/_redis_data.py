@@ -17,7 +17,7 @@ import subprocess
 import time
 import typing as t
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _redis, _redis_live, _redis_unit
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch, _redis, _redis_live, _redis_unit
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._redis_live import Gates, Refused
 
 DUMP = "base.rdb"
@@ -104,15 +104,6 @@ def refuse_place(data_dir: str, need: int) -> None:
     faults = place_faults(data_dir, need)
     if faults:
         raise Refused("; ".join(faults))
-
-
-def free_name(path: str) -> str:
-    """The path, or with a number when it is taken: evidence is never overwritten."""
-    number, found = 1, path
-    while os.path.lexists(found):
-        number += 1
-        found = f"{path}-{number}"
-    return found
 
 
 # --- the layout -----------------------------------------------------------------------------------------------------
@@ -203,6 +194,10 @@ class Exchange:
                 self._start_old()
             raise
         self.unit.unlock()
+        return self.finish()
+
+    def finish(self) -> Gates:
+        """What follows when the directories have their new names; also for an exchange that broke off then."""
         gates = self._start()
         if all(found["verdict"] == "pass" for found in gates):
             write_record({**self.record, "state": self.done, "aside": self.aside if os.path.exists(self.aside) else "", "data_dir": self.data_dir})
@@ -247,7 +242,7 @@ class Exchange:
         self.unit.deadline = max(self.unit.deadline, time.time() + 60)
         self.unit.lock()
         self._stop()
-        self.failed = free_name(self.failed)
+        self.failed = _fetch.free_name(self.failed)
         if os.path.exists(self.data_dir):
             os.rename(self.data_dir, self.failed)
         if os.path.exists(self.aside):

@@ -23,6 +23,7 @@ description:
   - Cycles and unknown names among the dependencies are refused before anything is started.
 extends_documentation_fragment:
   - titan.disaster_recovery.attributes
+  - titan.disaster_recovery.lease
 attributes:
   check_mode:
     support: full
@@ -210,6 +211,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _lease
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import ComponentError, parse_components
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._pm2 import Pm2Error, Watcher
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._probe import ProbeSpecError, check_call
@@ -305,11 +307,12 @@ def main() -> None:
         module.exit_json(changed=True, components=[], fence="none", notes=[note], saved=False, started=[], titan_dr={"notes": [note]})
     except (ComponentError, ProbeSpecError, ValueError) as error:
         module.fail_json(msg=str(error))
-    try:
-        starter.run(check=module.check_mode)
-    except (StartError, Pm2Error) as error:
-        module.fail_json(msg=str(error), **starter.outcome.result())
-    module.exit_json(**starter.outcome.result())
+    with _lease.command(module, "component_start", {"components": [component["name"] for component in module.params["components"]]}):
+        try:
+            starter.run(check=module.check_mode)
+        except (StartError, Pm2Error) as error:
+            module.fail_json(msg=str(error), **starter.outcome.result())
+        module.exit_json(**starter.outcome.result())
 
 
 if __name__ == "__main__":

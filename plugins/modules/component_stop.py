@@ -18,6 +18,7 @@ description:
   - When PM2 has no daemon, or one that does not answer, its unit is stopped as a whole, and left-over processes are ended.
 extends_documentation_fragment:
   - titan.disaster_recovery.attributes
+  - titan.disaster_recovery.lease
 attributes:
   check_mode:
     support: full
@@ -91,6 +92,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _lease
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import ComponentError, parse_components
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._pm2 import Pm2Error, Watcher
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._start import (
@@ -152,13 +154,14 @@ def main() -> t.NoReturn:
         stopper = prepare(module.params)
     except (ComponentError, ValueError) as error:
         module.fail_json(msg=str(error))
-    try:
-        stopper.run(check=module.check_mode)
-    except (StartError, Pm2Error) as error:
-        found = rows(stopper)
-        found["titan_dr"]["gates"].append({"name": "stop", "verdict": "fail", "evidence": str(error)})
-        module.fail_json(msg=f"What uses Redis could not be stopped: {error}", **found)
-    module.exit_json(**rows(stopper))
+    with _lease.command(module, "component_stop", {"components": [component["name"] for component in module.params["components"]]}):
+        try:
+            stopper.run(check=module.check_mode)
+        except (StartError, Pm2Error) as error:
+            found = rows(stopper)
+            found["titan_dr"]["gates"].append({"name": "stop", "verdict": "fail", "evidence": str(error)})
+            module.fail_json(msg=f"What uses Redis could not be stopped: {error}", **found)
+        module.exit_json(**rows(stopper))
 
 
 if __name__ == "__main__":

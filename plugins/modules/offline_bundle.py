@@ -48,6 +48,7 @@ options:
     required: true
 extends_documentation_fragment:
   - titan.disaster_recovery.attributes
+  - titan.disaster_recovery.lease
   - titan.disaster_recovery.candidates
 attributes:
   check_mode:
@@ -91,7 +92,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _debian, _fetch
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _debian, _fetch, _lease
 
 BUNDLE_DIR = os.path.join(_fetch.STATE_DIR, "bundle")
 DEBS_DIR = os.path.join(BUNDLE_DIR, "debs")
@@ -211,28 +212,29 @@ def main() -> t.NoReturn:
     if module.check_mode:
         note = f"would install {', '.join(lacking) or 'no package'}{' and PM2' if pm2_lacking else ''} from the {params['source']}"
         module.exit_json(changed=True, installed=lacking, titan_dr={"notes": [note]})
-    timings: dict[str, float] = {}
-    rejected: list[str] = []
-    started = time.monotonic()
-    try:
-        if params["source"] == "kept":
-            origin = "the bundle that this server keeps"
-        elif params["source"] == "registry":
-            download(params, deadline)
-            origin = "the registry"
-        else:
-            point_id, rejected = unpack(params, deadline)
-            origin = f"the bundle of restore point {point_id}"
-        timings["bundle"] = round(time.monotonic() - started, 2)
-        installed = install(params, deadline, timings)
-    except (BundleError, _fetch.FetchError, _debian.DebianError, OSError, subprocess.TimeoutExpired) as exc:
-        module.fail_json(msg=str(exc), titan_dr={"gates": [{"name": "packages", "verdict": "fail", "evidence": str(exc)}], "timings": timings})
-    rows = {
-        "gates": [{"name": "packages", "verdict": "pass", "evidence": f"{len(installed)} packages installed from {origin}"}],
-        "notes": [f"passed over: {reason}" for reason in rejected],
-        "timings": timings,
-    }
-    module.exit_json(changed=True, installed=installed, titan_dr=rows)
+    with _lease.command(module, "offline_bundle", {"source": params["source"], "lacking": lacking}):
+        timings: dict[str, float] = {}
+        rejected: list[str] = []
+        started = time.monotonic()
+        try:
+            if params["source"] == "kept":
+                origin = "the bundle that this server keeps"
+            elif params["source"] == "registry":
+                download(params, deadline)
+                origin = "the registry"
+            else:
+                point_id, rejected = unpack(params, deadline)
+                origin = f"the bundle of restore point {point_id}"
+            timings["bundle"] = round(time.monotonic() - started, 2)
+            installed = install(params, deadline, timings)
+        except (BundleError, _fetch.FetchError, _debian.DebianError, OSError, subprocess.TimeoutExpired) as exc:
+            module.fail_json(msg=str(exc), titan_dr={"gates": [{"name": "packages", "verdict": "fail", "evidence": str(exc)}], "timings": timings})
+        rows = {
+            "gates": [{"name": "packages", "verdict": "pass", "evidence": f"{len(installed)} packages installed from {origin}"}],
+            "notes": [f"passed over: {reason}" for reason in rejected],
+            "timings": timings,
+        }
+        module.exit_json(changed=True, installed=installed, titan_dr=rows)
 
 
 if __name__ == "__main__":

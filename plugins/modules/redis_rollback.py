@@ -30,6 +30,7 @@ options:
     default: false
 extends_documentation_fragment:
   - titan.disaster_recovery.attributes
+  - titan.disaster_recovery.lease
   - titan.disaster_recovery.exchange
 attributes:
   check_mode:
@@ -75,7 +76,9 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import (
     _aof,
+    _fetch,
     _latch,
+    _lease,
     _rdb,
     _rdb_walk,
     _redis,
@@ -164,7 +167,7 @@ def rollback(params: dict[str, t.Any], conf: _redis.RedisConf, unit: _redis_unit
         unit=unit,
         data_dir=data_dir,
         incoming=kept,
-        aside=_redis_data.free_name(f"{data_dir}.rolled-back-{params['run_id']}"),
+        aside=_fetch.free_name(f"{data_dir}.rolled-back-{params['run_id']}"),
         failed=kept,
         deadline=unit.deadline,
         expected=expected,
@@ -189,29 +192,30 @@ def main() -> t.NoReturn:
     )
     params = module.params
     unit = _redis_unit.Unit(params["unit"], time.time() + params["timeout"])
-    try:
-        conf = _redis.load_conf(params["config"], params["username"], params["password"])
-        if _redis_data.read_record().get("state") == "rolled back":
-            gates = _redis_live.check(conf, {}, time.time() + 5, unit)
-            wrong = failing(gates)
-            if wrong:
-                raise Refused(f"the last restore was rolled back before, and now Redis is not well: {wrong}")
-            module.exit_json(changed=False, put_back="", titan_dr={"gates": gates, "notes": ["the last restore was rolled back before"]})
-        put_back = _redis_data.read_record().get("aside", "")
-        exchange, gates = rollback(params, conf, unit, module.check_mode)
-    except FAULTS as exc:
-        msg = f"Nothing was rolled back: {exc}"
-        # As in check mode it is asked before anything is changed, its answer decides whether the run begins at all.
-        refused = {"refused": msg} if module.check_mode else {}
-        module.fail_json(msg=msg, titan_dr={"gates": [_redis_live.gate("redis_rollback", False, str(exc))], **refused})
-    if exchange is None:
-        module.exit_json(changed=True, put_back=put_back, titan_dr={"notes": [f"would put back {put_back}: {gates[0]['evidence']}"]})
-    rows = {"gates": gates, "timings": exchange.timings, "notes": exchange.notes}
-    wrong = failing(gates)
-    if wrong:
-        msg = f"Nothing was rolled back, everything is as it was before ({'; '.join(exchange.notes)}). {wrong}. What is kept lies in {exchange.failed}"
-        module.fail_json(msg=msg, titan_dr=rows)
-    module.exit_json(changed=True, put_back=put_back, kept=exchange.aside if os.path.exists(exchange.aside) else "", titan_dr=rows)
+    with _lease.command(module, "redis_rollback"):
+        try:
+            conf = _redis.load_conf(params["config"], params["username"], params["password"])
+            if _redis_data.read_record().get("state") == "rolled back":
+                gates = _redis_live.check(conf, {}, time.time() + 5, unit)
+                wrong = failing(gates)
+                if wrong:
+                    raise Refused(f"the last restore was rolled back before, and now Redis is not well: {wrong}")
+                module.exit_json(changed=False, put_back="", titan_dr={"gates": gates, "notes": ["the last restore was rolled back before"]})
+            put_back = _redis_data.read_record().get("aside", "")
+            exchange, gates = rollback(params, conf, unit, module.check_mode)
+        except FAULTS as exc:
+            msg = f"Nothing was rolled back: {exc}"
+            # As in check mode it is asked before anything is changed, its answer decides whether the run begins at all.
+            refused = {"refused": msg} if module.check_mode else {}
+            module.fail_json(msg=msg, titan_dr={"gates": [_redis_live.gate("redis_rollback", False, str(exc))], **refused})
+        if exchange is None:
+            module.exit_json(changed=True, put_back=put_back, titan_dr={"notes": [f"would put back {put_back}: {gates[0]['evidence']}"]})
+        rows = {"gates": gates, "timings": exchange.timings, "notes": exchange.notes}
+        wrong = failing(gates)
+        if wrong:
+            msg = f"Nothing was rolled back, everything is as it was before ({'; '.join(exchange.notes)}). {wrong}. What is kept lies in {exchange.failed}"
+            module.fail_json(msg=msg, titan_dr=rows)
+        module.exit_json(changed=True, put_back=put_back, kept=exchange.aside if os.path.exists(exchange.aside) else "", titan_dr=rows)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ options:
     required: true
 extends_documentation_fragment:
   - titan.disaster_recovery.attributes
+  - titan.disaster_recovery.lease
   - titan.disaster_recovery.candidates
 attributes:
   check_mode:
@@ -135,7 +136,17 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch, _rdb_report, _redis, _redis_data, _redis_proof, _scratch, _target
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import (
+    _fetch,
+    _journal,
+    _lease,
+    _rdb_report,
+    _redis,
+    _redis_data,
+    _redis_proof,
+    _scratch,
+    _target,
+)
 
 # Two clocks that differ by more make expiries and the data loss meaningless.
 CLOCK_TOLERANCE = 60.0
@@ -158,11 +169,15 @@ def job_file(run_id: str) -> str:
 
 
 def forget_others(data_dir: str, directory: str) -> None:
-    """Stages of earlier runs that ended before their swap only take up room."""
+    """Stages of earlier runs that ended before their swap only take up room; so do the outcomes of their jobs."""
     prefix = stage_dir(data_dir, "")
     for path in glob.glob(glob.escape(prefix) + "*"):
         if path != directory and not running(int(read(job_file(path.removeprefix(prefix))).get("pid", 0))):
             shutil.rmtree(path)
+    own = job_file(directory.removeprefix(prefix))
+    for path in glob.glob(job_file("*")):
+        if path != own and not running(int(read(path).get("pid", 0))):
+            os.unlink(path)
 
 
 def read_config(path: str) -> str | None:
@@ -359,9 +374,13 @@ def running(pid: int) -> bool:
 
 
 def proven_before(directory: str, job: str) -> bool:
-    """This run made the stage already, or is making it."""
+    """This run made the stage already, or is making it; or it put it live before it broke off."""
     found = read(job)
-    return (os.path.isdir(directory) and "stage" in found) or running(int(found.get("pid", 0)))
+    if "stage" in found:
+        record = _redis_data.read_record()
+        live = record.get("run_id") == directory.rpartition(".stage-")[2] and record.get("state") in ("live", "exchanging")
+        return live or os.path.isdir(directory)
+    return running(int(found.get("pid", 0)))
 
 
 def in_background(function: t.Callable[[], None], job: str, timeout: float) -> None:
@@ -401,6 +420,21 @@ def wait(job: str, deadline: float) -> dict[str, t.Any]:
     return {"failed": f"No Redis data was restored: {reason}", "titan_dr": {"gates": [{"name": "redis_proof", "verdict": "unknown", "evidence": reason}]}}
 
 
+def carry_on(command: _lease.Command, params: dict[str, t.Any], directory: str, job: str) -> None:
+    """The work in the background, under the lease of the command that began it."""
+    with command.carried_on():
+        outcome = work(params, directory)
+        write(job, outcome)
+        if "failed" in outcome:
+            command.end(_journal.FAILED)
+
+
+def finish(module: AnsibleModule, outcome: dict[str, t.Any]) -> t.NoReturn:
+    if "failed" in outcome:
+        module.fail_json(msg=outcome["failed"], titan_dr=outcome["titan_dr"])
+    module.exit_json(changed=True, **outcome)
+
+
 def main() -> t.NoReturn:
     module = AnsibleModule(
         argument_spec={
@@ -426,15 +460,17 @@ def main() -> t.NoReturn:
         first = params["candidates"][0] if params["candidates"] else None
         note = f"would fetch and prove the Redis data of restore point {first['id']}" if first else "there is no restore point"
         module.exit_json(changed=True, titan_dr={"notes": [note]} if params["mode"] != "wait" else {})
-    os.makedirs(os.path.dirname(job), mode=0o700, exist_ok=True)
-    if params["mode"] == "start":
-        if not proven_before(directory, job):
-            in_background(lambda: write(job, work(params, directory)), job, params["timeout"])
-        module.exit_json(changed=False, msg="the stage is being made in the background")
-    outcome = wait(job, time.time() + params["timeout"]) if params["mode"] == "wait" else work(params, directory)
-    if "failed" in outcome:
-        module.fail_json(msg=outcome["failed"], titan_dr=outcome["titan_dr"])
-    module.exit_json(changed=True, **outcome)
+    if params["mode"] == "wait":
+        finish(module, wait(job, time.time() + params["timeout"]))
+    with _lease.command(module, "redis_stage", {"candidates": [candidate["id"] for candidate in params["candidates"]]}) as command:
+        os.makedirs(os.path.dirname(job), mode=0o700, exist_ok=True)
+        if params["mode"] == "start":
+            if not proven_before(directory, job):
+                in_background(lambda: carry_on(command, params, directory, job), job, params["timeout"])
+            if "stage" not in read(job):
+                command.leave()
+            module.exit_json(changed=False, msg="the stage is being made in the background")
+        finish(module, work(params, directory))
 
 
 if __name__ == "__main__":

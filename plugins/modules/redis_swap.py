@@ -41,6 +41,7 @@ options:
     required: true
 extends_documentation_fragment:
   - titan.disaster_recovery.attributes
+  - titan.disaster_recovery.lease
   - titan.disaster_recovery.exchange
 attributes:
   check_mode:
@@ -83,7 +84,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _rdb_report, _redis, _redis_data, _redis_live, _redis_unit, _target
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _lease, _rdb_report, _redis, _redis_data, _redis_live, _redis_unit, _target
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._redis_live import Gates, Refused, failing
 
 FAULTS = (Refused, _redis_unit.UnitError, _redis.RedisError, OSError, subprocess.TimeoutExpired)
@@ -124,17 +125,20 @@ def swap(params: dict[str, t.Any], conf: _redis.RedisConf, unit: _redis_unit.Uni
     data_dir, run_id = params["data_dir"].rstrip("/"), params["run_id"]
     kept = f"{data_dir}.before-{run_id}"
     notes = go_on(data_dir, run_id)
-    # Without a data directory an earlier swap of this run broke off between its two renames, and goes on.
-    if os.path.exists(data_dir) and os.path.exists(kept):
+    # Without a data directory an earlier swap of this run broke off between its two renames, with both after them: it goes on.
+    record = _redis_data.read_record()
+    exchanged = os.path.exists(data_dir) and os.path.exists(kept)
+    broke_off = exchanged and (record.get("state"), record.get("run_id"), record.get("aside")) == ("exchanging", run_id, kept)
+    if exchanged and not broke_off:
         raise Refused(f"{kept} exists already: data kept by an earlier swap of this run is not overwritten. Start a new run")
-    size = _redis_data.size_of(params["stage"])
+    size = _redis_data.size_of(data_dir if broke_off else params["stage"])
     _redis_data.refuse_place(data_dir, size + _redis_data.MARGIN)
     pid = unit.main_pid()
     held = _redis_unit.holders(conf, data_dir, _redis_unit.family(pid))
     if held:
         raise Refused(f"{'; '.join(held)}, and is not {unit.name}: nothing was stopped. Stop it, then run again")
     before = _redis_live.interview(conf, pid, params["replicas_consent"])
-    live = _redis_data.build(params["stage"], conf, params["user"])
+    live = "" if broke_off else _redis_data.build(params["stage"], conf, params["user"])
     exchange = _redis_data.Exchange(
         conf=conf,
         unit=unit,
@@ -148,8 +152,12 @@ def swap(params: dict[str, t.Any], conf: _redis.RedisConf, unit: _redis_unit.Uni
         record={"restore_point": params["restore_point"], "run_id": run_id, "at": time.time()},
         notes=[*notes, *before.notes],
     )
-    gates = exchange.run()
-    shutil.rmtree(params["stage"])
+    if broke_off:
+        unit.prepare(size)
+        gates = exchange.finish()
+    else:
+        gates = exchange.run()
+    shutil.rmtree(params["stage"], ignore_errors=True)
     return exchange, gates
 
 
@@ -158,8 +166,10 @@ def served_before(params: dict[str, t.Any], conf: _redis.RedisConf, unit: _redis
     record = _redis_data.read_record()
     if any(record.get(name) != params[name] for name in ("restore_point", "run_id")) or record.get("state") not in ("live", "exchanging"):
         return []
+    # What is live was proven when it went live, and its services may have written since.
+    expected = {"canary": params["expected"].get("canary")} if record["state"] == "live" else params["expected"]
     try:
-        gates = _redis_live.check(conf, params["expected"], time.time() + 5, unit)
+        gates = _redis_live.check(conf, expected, time.time() + 5, unit)
     except (_redis.RedisError, _redis_unit.UnitError):
         return []
     if failing(gates):
@@ -183,26 +193,28 @@ def main() -> t.NoReturn:
     if module.check_mode:
         module.exit_json(changed=True, titan_dr={"notes": [f"would move {params['data_dir']} aside and put restore point {params['restore_point']} live"]})
     unit = _redis_unit.Unit(params["unit"], time.time() + params["timeout"])
-    exchange = None
-    try:
-        conf = _redis.load_conf(params["config"], params["username"], params["password"])
-        refuse_configuration(conf, params)
-        before = served_before(params, conf, unit)
-        if before:
-            module.exit_json(changed=False, titan_dr={"gates": before})
-        exchange, gates = swap(params, conf, unit)
-    except FAULTS as exc:
-        msg = f"Redis was not restored: {exc}"
-        module.fail_json(msg=msg, titan_dr={"gates": [_redis_live.gate("redis_start", False, str(exc))]})
-    rows = {"gates": gates, "timings": exchange.timings, "notes": exchange.notes}
-    if failing(gates):
-        state = f"{params['data_dir']} is as it was before ({'; '.join(exchange.notes)})"
-        msg = f"Redis was not restored, {state}. {failing(gates)}. What failed lies in {exchange.failed}"
-        module.fail_json(msg=msg, failed_data=exchange.failed, titan_dr=rows)
-    kept = exchange.aside if os.path.exists(exchange.aside) else ""
-    if kept:
-        rows["notes"] = [*exchange.notes, f"the data that was there before is kept in {kept}"]
-    module.exit_json(changed=True, kept=kept, titan_dr=rows)
+    with _lease.command(module, "redis_swap", {"stage": params["stage"], "restore_point": params["restore_point"]}):
+        exchange = None
+        try:
+            conf = _redis.load_conf(params["config"], params["username"], params["password"])
+            refuse_configuration(conf, params)
+            before = served_before(params, conf, unit)
+            if before:
+                shutil.rmtree(params["stage"], ignore_errors=True)
+                module.exit_json(changed=False, titan_dr={"gates": before})
+            exchange, gates = swap(params, conf, unit)
+        except FAULTS as exc:
+            msg = f"Redis was not restored: {exc}"
+            module.fail_json(msg=msg, titan_dr={"gates": [_redis_live.gate("redis_start", False, str(exc))]})
+        rows = {"gates": gates, "timings": exchange.timings, "notes": exchange.notes}
+        if failing(gates):
+            state = f"{params['data_dir']} is as it was before ({'; '.join(exchange.notes)})"
+            msg = f"Redis was not restored, {state}. {failing(gates)}. What failed lies in {exchange.failed}"
+            module.fail_json(msg=msg, failed_data=exchange.failed, titan_dr=rows)
+        kept = exchange.aside if os.path.exists(exchange.aside) else ""
+        if kept:
+            rows["notes"] = [*exchange.notes, f"the data that was there before is kept in {kept}"]
+        module.exit_json(changed=True, kept=kept, titan_dr=rows)
 
 
 if __name__ == "__main__":

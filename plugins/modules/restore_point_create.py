@@ -71,6 +71,7 @@ options:
     default: 600
 extends_documentation_fragment:
   - titan.disaster_recovery.attributes
+  - titan.disaster_recovery.lease
 attributes:
   check_mode:
     support: full
@@ -134,6 +135,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import (
     _debian,
     _fetch,
+    _lease,
     _rdb_report,
     _rdb_walk,
     _redis,
@@ -434,14 +436,15 @@ def main() -> t.NoReturn:
         module.fail_json(msg="recipients is empty: nobody could open the restore point")
     if module.check_mode:
         module.exit_json(changed=True, restore_point="", objects=[], manifest={}, titan_dr={"notes": ["would take a restore point"]})
-    timings: dict[str, float] = {}
-    try:
-        manifest, objects = create(params, timings)
-    except (BackupError, _restore_point.ManifestError, _fetch.FetchError, _redis.RedisError, _scratch.ProofError) as exc:
-        module.fail_json(msg=f"No restore point was taken: {exc}", titan_dr={"timings": timings})
-    except (OSError, KeyError, subprocess.TimeoutExpired) as exc:
-        module.fail_json(msg=f"No restore point was taken: {exc}", titan_dr={"timings": timings})
-    module.exit_json(changed=True, restore_point=manifest["id"], objects=objects, manifest=manifest, titan_dr={"timings": timings})
+    with _lease.command(module, "restore_point_create"):
+        timings: dict[str, float] = {}
+        try:
+            manifest, objects = create(params, timings)
+        except (BackupError, _restore_point.ManifestError, _fetch.FetchError, _redis.RedisError, _scratch.ProofError) as exc:
+            module.fail_json(msg=f"No restore point was taken: {exc}", titan_dr={"timings": timings})
+        except (OSError, KeyError, subprocess.TimeoutExpired) as exc:
+            module.fail_json(msg=f"No restore point was taken: {exc}", titan_dr={"timings": timings})
+        module.exit_json(changed=True, restore_point=manifest["id"], objects=objects, manifest=manifest, titan_dr={"timings": timings})
 
 
 if __name__ == "__main__":

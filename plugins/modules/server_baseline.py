@@ -32,7 +32,7 @@ options:
     type: path
     required: true
   directories:
-    description: Further directories that belong to the user.
+    description: Further directories that belong to the user. Those that exist are left as they are.
     type: list
     elements: path
     default: []
@@ -50,6 +50,7 @@ options:
     required: true
 extends_documentation_fragment:
   - titan.disaster_recovery.attributes
+  - titan.disaster_recovery.lease
   - titan.disaster_recovery.candidates
 attributes:
   check_mode:
@@ -95,7 +96,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch, _lease
 
 OWNER = os.path.join(_fetch.STATE_DIR, "owner.json")
 SYSCTL = "/etc/sysctl.d/90-titan.conf"
@@ -179,8 +180,11 @@ class Baseline:
         if not os.path.exists(OWNER):
             self.content(OWNER, json.dumps({"environment_id": params["environment_id"], "run_id": params["run_id"]}) + "\n")
         self.user()
-        for path in [params["home"], *params["directories"]]:
-            self.directory(path, 0o755, params["user"])
+        self.directory(params["home"], 0o755, params["user"])
+        for path in params["directories"]:
+            # one that is there may have been restored already, with a mode of its own
+            if not os.path.isdir(path):
+                self.directory(path, 0o755, params["user"])
         if params["sysctl"] and self.content(SYSCTL, "".join(f"{key} = {value}\n" for key, value in sorted(params["sysctl"].items()))) and not self.dry:
             done = subprocess.run(["sysctl", "--quiet", "--load", SYSCTL], capture_output=True, text=True, check=False)
             if done.returncode:
@@ -209,12 +213,13 @@ def main() -> t.NoReturn:
         supports_check_mode=True,
     )
     baseline = Baseline(module.params, module.check_mode)
-    try:
-        baseline.all()
-    except (_fetch.FetchError, OSError, subprocess.CalledProcessError) as exc:
-        module.fail_json(msg=f"The server cannot be prepared: {exc}", titan_dr={"gates": [{"name": "baseline", "verdict": "fail", "evidence": str(exc)}]})
-    notes = baseline.notes + ([f"would make: {', '.join(baseline.actions)}"] if module.check_mode and baseline.actions else [])
-    module.exit_json(changed=bool(baseline.actions), actions=baseline.actions, titan_dr={"notes": notes})
+    with _lease.command(module, "server_baseline"):
+        try:
+            baseline.all()
+        except (_fetch.FetchError, OSError, subprocess.CalledProcessError) as exc:
+            module.fail_json(msg=f"The server cannot be prepared: {exc}", titan_dr={"gates": [{"name": "baseline", "verdict": "fail", "evidence": str(exc)}]})
+        notes = baseline.notes + ([f"would make: {', '.join(baseline.actions)}"] if module.check_mode and baseline.actions else [])
+        module.exit_json(changed=bool(baseline.actions), actions=baseline.actions, titan_dr={"notes": notes})
 
 
 if __name__ == "__main__":

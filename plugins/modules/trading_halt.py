@@ -51,6 +51,7 @@ options:
     default: 5
 extends_documentation_fragment:
   - titan.disaster_recovery.attributes
+  - titan.disaster_recovery.lease
 attributes:
   check_mode:
     support: full
@@ -91,7 +92,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _latch, _probe
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _latch, _lease, _probe
 
 
 def processes_of(user: str) -> list[int]:
@@ -166,15 +167,16 @@ def main() -> t.NoReturn:
         found = _latch.read(params["latch"])
         note = "trading is halted already" if found else "would fasten the halt latch and halt trading"
         module.exit_json(changed=not found, generation=found["generation"] if found else 0, titan_dr={"notes": [note]})
-    try:
-        _probe.check_call(params["call"], "call")
-        latch, fresh = _latch.fasten(params["latch"], params["reason"], params["run_id"], time.time())
-        gate = halt(params)
-    except (_probe.ProbeSpecError, OSError, subprocess.TimeoutExpired) as exc:
-        module.fail_json(msg=f"Trading could not be halted: {exc}", titan_dr={"gates": [{"name": "halted", "verdict": "fail", "evidence": str(exc)}]})
-    if gate["verdict"] != "pass":
-        module.fail_json(msg=f"Trading could not be halted: {gate['evidence']}", titan_dr={"gates": [gate]})
-    module.exit_json(changed=fresh, generation=latch["generation"], titan_dr={"gates": [gate], "trading": "halted"})
+    with _lease.command(module, "trading_halt", halts=True):
+        try:
+            _probe.check_call(params["call"], "call")
+            latch, fresh = _latch.fasten(params["latch"], params["reason"], params["run_id"], time.time())
+            gate = halt(params)
+        except (_probe.ProbeSpecError, OSError, subprocess.TimeoutExpired) as exc:
+            module.fail_json(msg=f"Trading could not be halted: {exc}", titan_dr={"gates": [{"name": "halted", "verdict": "fail", "evidence": str(exc)}]})
+        if gate["verdict"] != "pass":
+            module.fail_json(msg=f"Trading could not be halted: {gate['evidence']}", titan_dr={"gates": [gate]})
+        module.exit_json(changed=fresh, generation=latch["generation"], titan_dr={"gates": [gate], "trading": "halted"})
 
 
 if __name__ == "__main__":

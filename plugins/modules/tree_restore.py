@@ -36,6 +36,7 @@ options:
     required: true
 extends_documentation_fragment:
   - titan.disaster_recovery.attributes
+  - titan.disaster_recovery.lease
   - titan.disaster_recovery.candidates
 attributes:
   check_mode:
@@ -87,7 +88,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch, _lease
 
 
 class TreeError(Exception):
@@ -153,9 +154,7 @@ def swap(staged: str, path: str, run_id: str) -> str:
         return ""
     parent = os.path.dirname(path)
     os.makedirs(parent, exist_ok=True)
-    fresh, kept = f"{path}.stage-{run_id}", f"{path}.before-{run_id}"
-    if os.path.lexists(kept):
-        raise TreeError(f"{kept} exists already: what an earlier step kept is not overwritten")
+    fresh, kept = f"{path}.stage-{run_id}", _fetch.free_name(f"{path}.before-{run_id}")
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(fresh) if os.path.isdir(fresh) else os.unlink(fresh)
     move(staged, fresh)
@@ -211,23 +210,24 @@ def main() -> t.NoReturn:
         unpack(candidate, source, params["identity"], stage, deadline)
         return check(stage, wanted(candidate), bool(params["paths"]))
 
-    try:
-        candidate, store, count, rejected = _fetch.first_good(params["candidates"], attempt)
-        paths = wanted(candidate)
-        kept = [swap(stage + path, path, params["run_id"]) for path in paths]
-        linked = point(params["link"], paths[0]) if params["link"] else False
-    except (_fetch.FetchError, TreeError, OSError, KeyError) as exc:
-        module.fail_json(msg=str(exc), titan_dr={"gates": [{"name": params["gate"], "verdict": "fail", "evidence": str(exc)}]})
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-    evidence = f"{count} files of restore point {candidate['id']} from {store}; {sum(bool(item) for item in kept)} of {len(kept)} paths replaced"
-    rows = {
-        "gates": [{"name": params["gate"], "verdict": "pass", "evidence": evidence}],
-        "notes": [f"passed over: {reason}" for reason in rejected],
-        "timings": {params["gate"]: round(time.monotonic() - started, 2)},
-    }
-    changed = linked or any(kept)
-    module.exit_json(changed=changed, restore_point=candidate["id"], kept=[item for item in kept if item not in ("", "-")], titan_dr=rows)
+    with _lease.command(module, f"tree_restore:{params['gate']}"):
+        try:
+            candidate, store, count, rejected = _fetch.first_good(params["candidates"], attempt)
+            paths = wanted(candidate)
+            kept = [swap(stage + path, path, params["run_id"]) for path in paths]
+            linked = point(params["link"], paths[0]) if params["link"] else False
+        except (_fetch.FetchError, TreeError, OSError, KeyError) as exc:
+            module.fail_json(msg=str(exc), titan_dr={"gates": [{"name": params["gate"], "verdict": "fail", "evidence": str(exc)}]})
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+        evidence = f"{count} files of restore point {candidate['id']} from {store}; {sum(bool(item) for item in kept)} of {len(kept)} paths replaced"
+        rows = {
+            "gates": [{"name": params["gate"], "verdict": "pass", "evidence": evidence}],
+            "notes": [f"passed over: {reason}" for reason in rejected],
+            "timings": {params["gate"]: round(time.monotonic() - started, 2)},
+        }
+        changed = linked or any(kept)
+        module.exit_json(changed=changed, restore_point=candidate["id"], kept=[item for item in kept if item not in ("", "-")], titan_dr=rows)
 
 
 if __name__ == "__main__":

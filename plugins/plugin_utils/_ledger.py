@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Any
 
 ENV_ARMED = "TITAN_DR_CLOCK_ARMED"
+ENV_ATTEMPT = "TITAN_DR_ATTEMPT"
 ENV_INCIDENT = "TITAN_DR_INCIDENT_STARTED_AT"
 ENV_KIND = "TITAN_DR_KIND"
 ENV_RUN_DIR = "TITAN_DR_RUN_DIR"
 ENV_RUN_ID = "TITAN_DR_RUN_ID"
+ENV_STARTED = "TITAN_DR_STARTED_AT"
 
 LEDGER_FILE = "ledger.jsonl"
 REPORT_FILE = "report.json"
 
 VERDICTS = ("pass", "fail", "unknown")
-_DICT_KEYS = ("restore_point", "rpo", "timings", "versions")
+_DICT_KEYS = ("restore_point", "rpo", "timings", "versions", "lease", "breach", "late")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -97,6 +99,13 @@ class Ledger:
     def elapsed(self) -> float:
         return self._offset + self.clock.monotonic() - self._started
 
+    def rebase(self, incident_at: float) -> float:
+        """Count from an earlier incident; returns by how much. Rows that are written already keep what they say."""
+        shift = max(0.0, self.incident_at - incident_at)
+        self.incident_at -= shift
+        self._offset += shift
+        return shift
+
     def add(self, event: str, t: float | None = None, **fields: Any) -> dict[str, Any]:
         row = {"at": round(self.clock.wall(), 3), "t": round(self.elapsed() if t is None else t, 3), "event": event}
         row.update((key, value) for key, value in fields.items() if value is not None)
@@ -139,8 +148,12 @@ def reported(result: Mapping[str, Any], task: str) -> dict[str, Any]:
                 merged.setdefault(key, {}).update(said[key])
         if said.get("trading") in ("halted", "resumed"):
             merged["trading"] = said["trading"]
-        if said.get("refused"):
-            merged["refused"] = str(said["refused"])
+        for key in ("refused", "unreachable"):
+            if said.get(key):
+                merged[key] = str(said[key])
+        deadline = said.get("deadline_at")
+        if isinstance(deadline, (int, float)) and not isinstance(deadline, bool):
+            merged["deadline_at"] = deadline
         notes = said.get("notes")
         if notes:
             merged.setdefault("notes", []).extend(str(note) for note in (notes if isinstance(notes, list) else [notes]))

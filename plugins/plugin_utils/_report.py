@@ -14,7 +14,7 @@ _WORST = {"pass": 0, "unknown": 1, "fail": 2}
 
 def build(rows: Iterable[Row]) -> dict[str, Any]:
     """The report of a run, finished or not: a run whose last row is missing was cut off."""
-    rows = list(rows)
+    rows, incident_at = _on_one_clock(list(rows))
     start = next((row for row in rows if row["event"] == "run_start"), {})
     end = next((row for row in reversed(rows) if row["event"] == "run_end"), None)
     said = [row["titan_dr"] for row in rows if row["event"] == "task" and row.get("titan_dr")]
@@ -49,12 +49,18 @@ def build(rows: Iterable[Row]) -> dict[str, Any]:
         "scenario": start.get("scenario"),
         "result": result,
         "message": message,
-        "incident_at": start.get("incident_at"),
+        "incident_at": incident_at,
         "started_at": start.get("at"),
         "ended_at": rows[-1]["at"] if rows else None,
+        "deadline_at": _deadline(rows),
         "rto": rto,
         "rpo": rpo,
+        "breach": _first(rows, "breach", ("declared_s", "projected_s", "phase")),
+        # epoch 0 was only looked at
+        "lease": _first((row for row in reversed(rows) if row.get("epoch")), "lease", ("run_id", "epoch", "adopted")),
         "phases": _phases(rows, start.get("phases") or {}),
+        # in the order of their starts, each as often as it was entered: later runs learn from it how long each takes
+        "entries": [{"phase": row["phase"], "start_s": round(row["t"], 1)} for row in rows if row["event"] == "phase_start"],
         "gates": gates,
         "restore_point": restored,
         "trading": trading,
@@ -64,6 +70,28 @@ def build(rows: Iterable[Row]) -> dict[str, Any]:
         "timings": _merged(said, "timings"),
         "notes": [row["text"] for row in rows if row["event"] == "note"],
     }
+
+
+def _on_one_clock(rows: list[Row]) -> tuple[list[Row], float | None]:
+    """A run that goes on where another broke off counts from that one's incident, and learns so only when it has the lease."""
+    shift = 0.0
+    counted: list[Row] = []
+    for row in reversed(rows):
+        counted.append({**row, "t": round(row["t"] + shift, 3)} if shift else row)
+        shift += row.get("shift_s", 0.0) if row["event"] == "lease" else 0.0
+    counted.reverse()
+    incident_at = next((row.get("incident_at") for row in rows if row["event"] == "run_start"), None)
+    return counted, round(incident_at - shift, 3) if incident_at is not None and shift else incident_at
+
+
+def _first(rows: Iterable[Row], event: str, keys: tuple[str, ...]) -> dict[str, Any] | None:
+    found = next((row for row in rows if row["event"] == event), None)
+    return {key: found.get(key) for key in keys} if found is not None else None
+
+
+def _deadline(rows: Iterable[Row]) -> float | None:
+    """When the run must end, by its last word on it. Epoch seconds."""
+    return next((float(row["deadline_at"]) for row in reversed(list(rows)) if row.get("deadline_at") is not None), None)
 
 
 def _met(actual: object, limit: object) -> bool | None:
@@ -133,9 +161,14 @@ def _result(rows: list[Row], start: Row, end: Row | None, gates: list[dict[str, 
         return "cancelled", "The run was cut off before its end."
     if end.get("cancelled"):
         return "cancelled", str(end["cancelled"])
+    halted = set()
     for row in rows:
-        if row["event"] == "task" and row.get("titan_dr", {}).get("refused"):
-            return "refused", row["titan_dr"]["refused"]
+        said = row.get("titan_dr") or {} if row["event"] == "task" else {}
+        if said.get("trading"):
+            halted.add(row.get("host"))
+        if said.get("refused"):
+            # after the halt of that server it is more than a refusal: something was begun and not ended
+            return ("failed" if row.get("host") in halted else "refused"), said["refused"]
     if end.get("aborted"):
         return "failed", str(end["aborted"])
     stats = end.get("stats") or {}
@@ -147,6 +180,9 @@ def _result(rows: list[Row], start: Row, end: Row | None, gates: list[dict[str, 
             return "failed", "A host failed outside any task."
         where = f"{first['name']} on {first['host']}"
         reason = next((row["text"] for row in rows if row["event"] == "note" and row.get("task_id") == first.get("task_id") and row.get("failure")), where)
+        deadline_at = _deadline(rows)
+        if deadline_at is not None and first["at"] >= deadline_at:
+            reason = f"The deadline passed: {reason}"
         return ("refused" if first.get("phase") == "preflight" else "failed"), reason
     bad = [f"{gate['name']} ({gate['verdict']})" for gate in gates if gate["verdict"] != "pass"]
     if bad:
@@ -179,6 +215,31 @@ def phase_line(phase: str, elapsed: float, budget: object, limit: object) -> str
     return line
 
 
+def countdown_line(elapsed: float, target: object, limit: float) -> str:
+    left = limit - elapsed
+    line = f"[titan-dr] {span(elapsed)} after the incident, {elapsed / limit * 100:.0f} % of the RTO of {span(limit)}"
+    if isinstance(target, (int, float)) and elapsed >= target:
+        line += f", over the target of {span(target)}"
+    return line + (f", {span(left)} left" if left > 0 else ": THE RTO IS OVER")
+
+
+def marks(target: object, limit: object) -> list[float]:
+    """When to say how much time is left, in seconds after the incident."""
+    if not isinstance(limit, (int, float)):
+        return []
+    return sorted({limit * share for share in (0.5, 0.8, 1.0)} | ({float(target)} if isinstance(target, (int, float)) else set()))
+
+
+def exit_code(report: Mapping[str, Any]) -> int | None:
+    """Of a plain ansible-playbook, where its own would hide something."""
+    if report["result"] == "refused":
+        return 3
+    if report["result"] == "recovered" and report["kind"] != "check":
+        # an objective that nothing proved is not met
+        return None if report["rto"]["met"] is True and report["rpo"]["met"] is True else 4
+    return None
+
+
 def closing_lines(report: Mapping[str, Any], path: str) -> list[str]:
     rto, rpo = report["rto"], report["rpo"]
     words = {True: "met", False: "MISSED", None: "not proven"}
@@ -190,6 +251,12 @@ def closing_lines(report: Mapping[str, Any], path: str) -> list[str]:
     if report["kind"] != "check":
         lines.append(f"[titan-dr]   RTO actual {span(rto['actual_s'])}, target {span(rto['target_s'])}, limit {span(rto['max_s'])}: {words[rto['met']]}")
         lines.append(f"[titan-dr]   RPO actual {span(rpo['actual_s'])}, limit {span(rpo['target_s'])}: {words[rpo['met']]}")
+    if report["breach"]:
+        breach = report["breach"]
+        declared, projected = span(breach["declared_s"]), span(breach["projected_s"])
+        lines.append(f"[titan-dr]   breach declared {declared} after the incident in phase {breach['phase']}: its end was projected at {projected}")
+    if report["lease"] and report["lease"]["adopted"]:
+        lines.append(f"[titan-dr]   went on with run {report['lease']['run_id']}")
     lines.append(f"[titan-dr]   trading {report['trading'] or 'unknown'}, restore point {report['restore_point'].get('id', 'none')}")
     for gate in report["gates"]:
         if gate["verdict"] != "pass":

@@ -9,7 +9,29 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.titan.disaster_recovery.plugins.plugin_utils._budget import BUDGET_FILE
 from ansible_collections.titan.disaster_recovery.plugins.plugin_utils._ledger import LEDGER_FILE, REPORT_FILE
+from ansible_collections.titan.disaster_recovery.plugins.plugin_utils._notify import NOTIFY_FILE
+
+# Of so many earlier runs the newest are read.
+EARLIER = 60
+
+
+def earlier_reports(runs: Path, own: Path) -> list[dict[str, Any]]:
+    """What earlier runs beside this one reported; their names begin with their time."""
+    found = []
+    try:
+        folders = sorted((path for path in runs.iterdir() if path != own), reverse=True)[:EARLIER]
+    except OSError:
+        return []
+    for folder in folders:
+        try:
+            report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(report, dict):
+            found.append(report)
+    return found
 
 
 class RunFiles:
@@ -28,6 +50,9 @@ class RunFiles:
                 while (aside := path.with_name(f"{path.name}.{number}")).exists():
                     number += 1
                 path.rename(aside)
+        # marks of an earlier attempt: it has said its words, this one has not
+        for path in (self.directory / NOTIFY_FILE, *self.directory.glob("*.said")):
+            path.unlink(missing_ok=True)
         with self._open(self.ledger):
             pass
 
@@ -43,11 +68,17 @@ class RunFiles:
 
     def save(self, report: dict[str, Any]) -> None:
         """Whole or not at all: a reader never sees half a report."""
-        partial = self.report.with_suffix(".partial")
+        self._replace(self.report, report)
+
+    def save_budget(self, budget: dict[str, Any]) -> None:
+        self._replace(self.directory / BUDGET_FILE, budget)
+
+    def _replace(self, path: Path, content: dict[str, Any]) -> None:
+        partial = path.with_suffix(".partial")
         try:
             with self._open(partial, os.O_TRUNC) as stream:
-                json.dump(report, stream, indent=2, default=str, ensure_ascii=False)
+                json.dump(content, stream, indent=2, default=str, ensure_ascii=False)
                 stream.write("\n")
-            os.replace(partial, self.report)
+            os.replace(partial, path)
         except OSError as error:
             self.lost = self.lost or str(error)

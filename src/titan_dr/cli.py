@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -57,9 +58,12 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
 
     recover = _command(commands, "recover", "recover real servers from a disaster", _recover, EXIT_CODES)
-    recover.add_argument("scenario", metavar="SCENARIO", help="what happened; `titan-dr scenarios` lists them")
+    recover.add_argument("scenario", nargs="?", metavar="SCENARIO", help="what happened; `titan-dr scenarios` lists them; with --resume it may be left out")
     _run_options(recover, "change nothing on the servers; say what would be done")
     recover.add_argument("--incident-started-at", metavar="TIME", help="when it happened, epoch seconds or ISO 8601 in UTC (default: now)")
+    recover.add_argument("--resume", metavar="RUN", help="go on where this run broke off")
+    recover.add_argument("--take-over", metavar="RUN", help="take the server from this run, because you know that it is dead")
+    recover.add_argument("--on-breach", choices=("continue", "abort"), help="what to do when the RTO cannot be met any more (default: the inventory's)")
 
     drill = _command(commands, "drill", "cause a disaster in the lab and recover from it", _drill, EXIT_CODES)
     drill.add_argument("scenario", metavar="SCENARIO", help="the disaster to cause; `titan-dr scenarios` lists them")
@@ -175,6 +179,12 @@ def _known(scenario: str, installed: bool) -> None:
         raise UsageError(f"There is no scenario {scenario}; known: {', '.join(known)}")
 
 
+def _run_id(option: str, text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", text):
+        raise UsageError(f"{option}: {text!r} is no run id")
+    return text
+
+
 def _inventories(given: Sequence[str]) -> list[str]:
     for path in given:
         # a list of hosts ("a,b,") is an inventory too
@@ -200,20 +210,38 @@ def _finish(found: dict[str, Any], path: Path, as_json: bool) -> int:
 def _recover(options: argparse.Namespace) -> int:
     from titan_dr import display, recovery
 
-    _known(options.scenario, options.installed)
+    extra = parse_extra_vars(options.extra_vars)
+    scenario, incident_at = options.scenario, _incident(options.incident_started_at)
+    if options.resume:
+        known = playbooks.scenarios(options.installed)
+        was, since = recovery.earlier(_run_id("--resume", options.resume), options.runs_dir, known)
+        scenario, incident_at = scenario or was, incident_at or since
+        if scenario is None:
+            raise UsageError(f"--resume: of which scenario was {options.resume}? Its id does not say so, and there is no such run in {options.runs_dir}.")
+        if was is not None and scenario != was:
+            raise UsageError(f"--resume: {options.resume} was a {was}, not a {scenario}")
+        extra.values["titan_dr_resume"] = options.resume
+    if scenario is None:
+        raise UsageError("recover: from what? Give a scenario (`titan-dr scenarios` lists them) or --resume RUN.")
+    if options.take_over:
+        extra.values["titan_dr_take_over"] = _run_id("--take-over", options.take_over)
+    if options.on_breach:
+        extra.values["titan_dr_on_breach"] = options.on_breach
+    if extra.values.get("titan_dr_on_breach", "abort") not in ("continue", "abort"):
+        raise UsageError(f"titan_dr_on_breach is continue or abort, not {extra.values['titan_dr_on_breach']!r}")
+    _known(scenario, options.installed)
     inventory = _inventories(options.inventory or [path for path in [os.environ.get("ANSIBLE_INVENTORY", "")] if path])
     if not inventory:
         raise UsageError("recover: which servers? Give their inventory with -i (inventories/example shows its shape).")
-    extra = parse_extra_vars(options.extra_vars)
     request = recovery.Request(
-        scenario=options.scenario,
+        scenario=scenario,
         inventory=inventory,
-        run_dir=recovery.new_run_dir(options.runs_dir, options.scenario),
+        run_dir=recovery.new_run_dir(options.runs_dir, scenario),
         check=options.check,
         installed=options.installed,
         extra_vars=extra.values,
         extra_vars_files=extra.files,
-        incident_at=_incident(options.incident_started_at),
+        incident_at=incident_at,
         verbosity=max(0, options.verbose - 1),
     )
     with Cancellation() as cancellation:

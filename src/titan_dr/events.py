@@ -20,6 +20,7 @@ class StepFailed:
     name: str
     host: str
     message: str
+    unreachable: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Outcome:
     rc: int
     cancelled: bool
     status: str
+    overdue: bool = False  # stopped at its deadline
+    left: tuple[int, ...] = ()  # processes that could not be ended
 
 
 class LedgerTail:

@@ -8,14 +8,14 @@ import os
 import signal
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Process:
     pid: int
-    ppid: int
+    ppid: int = field(compare=False)  # another one when the parent ends first
     started: str  # with the pid, the identity of a process: pids come back
 
 
@@ -60,17 +60,17 @@ def marked(mark: str, processes: dict[int, Process]) -> set[int]:
 
 
 def of_run(mark: str, known: Iterable[Process] = ()) -> set[Process]:
-    """Everything alive of a run: what is marked, what descends from it, and what earlier looks found."""
+    """Everything alive of a run: what is marked, what earlier looks found, and what descends from these."""
     processes = table()
-    return with_descendants(marked(mark, processes), processes) | {process for process in known if processes.get(process.pid) == process}
+    return with_descendants(marked(mark, processes) | {process.pid for process in known if processes.get(process.pid) == process}, processes)
 
 
 def _signal(processes: Iterable[Process], signum: int) -> None:
     for process in processes:
         try:
             os.kill(process.pid, signum)
-        except ProcessLookupError:
-            continue
+        except (ProcessLookupError, PermissionError):
+            continue  # gone, or another user's: then it is among those that are left
 
 
 def end_run(mark: str, grace: float = 5.0, reach: float = 10.0) -> list[int]:
@@ -79,6 +79,7 @@ def end_run(mark: str, grace: float = 5.0, reach: float = 10.0) -> list[int]:
     own = os.getpid()
     tops = {process for process in alive if process.ppid == own} or alive
     _signal(tops, signal.SIGTERM)
+    _signal(tops, signal.SIGCONT)  # one that was stopped heeds nothing else
     deadline = time.monotonic() + grace
     while alive and time.monotonic() < deadline:
         time.sleep(0.05)

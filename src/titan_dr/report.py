@@ -36,7 +36,11 @@ def empty(run_id: str, kind: str, scenario: str, objectives: Mapping[str, Any], 
         "message": message,
         "rto": {"target_s": objectives.get("rto_target_s"), "max_s": objectives.get("rto_s"), "actual_s": None, "met": None},
         "rpo": {"target_s": objectives.get("rpo_s"), "actual_s": None, "basis": None, "lost_acked_writes": None, "met": None},
+        "deadline_at": None,
+        "breach": None,
+        "lease": None,
         "phases": [],
+        "entries": [],
         "gates": [],
         "restore_point": {},
         "trading": None,
@@ -160,6 +164,16 @@ def render(console: Console, report: Mapping[str, Any], path: Path) -> None:
             took = Text(seconds(phase["duration_s"]), "red" if late else "")
             table.add_row(phase["name"], seconds(phase["start_s"]), took, seconds(phase["budget_s"]) if phase["budget_s"] is not None else "")
         console.print(table)
+    # reports of earlier versions have none of these
+    if breach := report.get("breach"):
+        declared, projected = seconds(breach["declared_s"]), seconds(breach["projected_s"])
+        told = f"Breach declared {declared} after the incident in phase {breach['phase']}: its end was projected at {projected}"
+        console.print(Text(told, "red"), soft_wrap=True)
+    if lease := report.get("lease"):
+        how = "went on where that run had broken off" if lease["adopted"] else "taken"
+        console.print(Text(f"Lease {lease['epoch']} of run {lease['run_id']}: {how}"), soft_wrap=True)
+    if report.get("deadline_at") and report["result"] != "recovered":
+        console.print(Text(f"Deadline {moment(report['deadline_at'])}"))
     point = report["restore_point"]
     if point:
         console.print(Text(f"Restore point {point.get('id')} from {point.get('source')}, taken {moment(point.get('taken_at'))}"))

@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ import ansible_runner
 from titan_dr import processes
 from titan_dr.cancel import Cancellation
 from titan_dr.events import Event, Outcome, Output, StepFailed, StepStarted, Tick
+from titan_dr.supervisor import Supervisor, Watch
 
 LOG_FILE = "ansible.log"
 # What of a caller's environment would speak for another run.
-_FOREIGN = ("TITAN_DR_CLOCK_ARMED", "TITAN_DR_RUN_ID", "TITAN_DR_RUN_DIR", "TITAN_DR_KIND", "TITAN_DR_INCIDENT_STARTED_AT")
+_FOREIGN = tuple(f"TITAN_DR_{name}" for name in ("CLOCK_ARMED", "RUN_ID", "RUN_DIR", "KIND", "INCIDENT_STARTED_AT", "STARTED_AT", "ATTEMPT", "COMMAND"))
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,19 @@ class Job:
     verbosity: int = 0
 
 
-def run(job: Job, on_event: Callable[[Event], None], cancellation: Cancellation) -> Outcome:
-    """Runs the job to its end or until cancelled. Afterwards none of its processes lives, and no input of it is left on the disk."""
+def run(job: Job, on_event: Callable[[Event], None], cancellation: Cancellation, watch: Watch | None = None) -> Outcome:
+    """Runs the job until its end, its deadline or a signal. Afterwards none of its processes lives, and no input of it is left on the disk."""
     job.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     private = job.run_dir / "runner"
     # short, because a unix socket's path has 107 characters; unique, because the sockets' owners are found by it
     sockets = tempfile.mkdtemp(prefix=f"titan-dr-{secrets.token_hex(8)}-")
+    left: list[int] = []
     with cancellation.attentive(False):
         try:
             (Path(sockets) / "tmp").mkdir()
             _write_inputs(private, job)
-            return _run(job, private, sockets, on_event, cancellation)
+            with Supervisor(sockets, cancellation, watch or Watch()) as supervisor:
+                rc, status = _run(job, private, sockets, on_event, supervisor)
         finally:
             left = processes.end_run(sockets)
             _keep_log(private, job.run_dir)
@@ -56,9 +60,11 @@ def run(job: Job, on_event: Callable[[Event], None], cancellation: Cancellation)
             shutil.rmtree(sockets, ignore_errors=True)
             if left:
                 print(f"titan-dr: processes that could not be ended: {left}", file=sys.stderr)
+        overdue = supervisor.reason == "deadline" and rc != 0
+        return Outcome(rc, bool(cancellation.requested) and rc != 0 and not overdue, status, overdue, tuple(left))
 
 
-def _run(job: Job, private: Path, sockets: str, on_event: Callable[[Event], None], cancellation: Cancellation) -> Outcome:
+def _run(job: Job, private: Path, sockets: str, on_event: Callable[[Event], None], supervisor: Supervisor) -> tuple[int, str]:
     def handle(data: dict[str, Any]) -> bool:
         for event in _events(data):
             on_event(event)
@@ -66,11 +72,8 @@ def _run(job: Job, private: Path, sockets: str, on_event: Callable[[Event], None
 
     def poll() -> bool:
         on_event(Tick())
-        if cancellation.requested:
-            # before ansible-runner does: it would kill the controller alone and orphan the workers
-            processes.end_run(sockets)
-            return True
-        return False
+        # not before the supervisor has ended everything: ansible-runner would kill the controller alone and orphan the workers
+        return supervisor.reason is not None
 
     done = ansible_runner.run(
         private_data_dir=str(private),
@@ -86,7 +89,8 @@ def _run(job: Job, private: Path, sockets: str, on_event: Callable[[Event], None
         quiet=True,
     )
     on_event(Tick())
-    return Outcome(rc=int(done.rc), cancelled=bool(cancellation.requested) and done.rc != 0, status=str(done.status))
+    # a controller that was killed has no exit code
+    return (254 if done.rc is None else int(done.rc)), str(done.status)
 
 
 def _write_inputs(private: Path, job: Job) -> None:
@@ -133,7 +137,10 @@ def _events(data: Mapping[str, Any]) -> list[Event]:
     elif kind in ("runner_on_failed", "runner_on_unreachable") and not details.get("ignore_errors") and "...ignoring" not in str(data.get("stdout")):
         result = details.get("res") or {}
         message = result.get("msg") or result.get("censored") or "failed"
-        events.append(StepFailed(str(details.get("task") or ""), str(details.get("host") or ""), str(message)))
+        said = result.get("titan_dr")
+        # our own modules' steps fail, so that a rescue runs
+        unreachable = kind == "runner_on_unreachable" or (isinstance(said, Mapping) and bool(said.get("unreachable")))
+        events.append(StepFailed(str(details.get("task") or ""), str(details.get("host") or ""), str(message), unreachable))
     if data.get("stdout"):
         events.append(Output(str(data["stdout"])))
     return events
@@ -141,7 +148,9 @@ def _events(data: Mapping[str, Any]) -> list[Event]:
 
 def _keep_log(private: Path, run_dir: Path) -> None:
     log = private / "artifacts" / "run" / "stdout"
-    if log.is_file():
-        kept = run_dir / LOG_FILE
-        shutil.copyfile(log, kept)
-        kept.chmod(0o600)
+    # a disk without space for it must not keep a run from its end
+    with suppress(OSError):
+        if log.is_file():
+            kept = run_dir / LOG_FILE
+            shutil.copyfile(log, kept)
+            kept.chmod(0o600)

@@ -8,53 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from checkout import PASSED, ROOT, SCENARIO, Checkout
 
 from titan_dr import cli, report
-
-ROOT = Path(__file__).resolve().parents[2]
-PASSED = {"gates": [{"name": "health", "verdict": "pass", "evidence": "200"}], "trading": "resumed", "rpo": {"actual_s": 2, "basis": "canary"}}
-SCENARIO = "complete_system_failure"
-
-
-class Checkout:
-    """A project whose only scenario is what a test says."""
-
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.root = root
-        playbooks = root / "playbooks"
-        link = playbooks / "collections" / "ansible_collections" / "titan" / "disaster_recovery"
-        link.parent.mkdir(parents=True)
-        link.symlink_to(ROOT)
-        for folder in ("callback_plugins", "vars"):
-            shutil.copytree(ROOT / "playbooks" / folder, playbooks / folder, ignore=shutil.ignore_patterns("__pycache__"))
-        (root / "galaxy.yml").write_text("namespace: titan\nname: disaster_recovery\n")
-        (root / "hosts").write_text("localhost ansible_connection=local\n")
-        self.play("validate", PASSED)
-        monkeypatch.setenv("TITAN_DR_ROOT", str(root))
-        monkeypatch.setenv("ANSIBLE_PYTHON_INTERPRETER", sys.executable)
-        monkeypatch.chdir(root)
-
-    def play(self, phase: str, said: dict[str, Any], *tasks: dict[str, Any]) -> None:
-        say = {"name": "Say", "ansible.builtin.debug": {"var": "titan_dr"}, "vars": {"titan_dr": said}}
-        play = {"hosts": "localhost", "gather_facts": False, "vars": {"titan_dr_scenario": SCENARIO, "titan_dr_phase": phase}, "tasks": [say, *tasks]}
-        (self.root / "playbooks" / f"{SCENARIO}.yml").write_text(yaml.safe_dump([play]))
-
-    def recover(self, *arguments: str) -> int:
-        return cli.main(["recover", SCENARIO, "-i", "hosts", *arguments])
-
-    def report(self) -> dict[str, Any]:
-        (path,) = (self.root / "runs").glob("*/report.json")
-        return report.load(path)
-
-
-@pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
-    return Checkout(tmp_path / "project", monkeypatch)
 
 
 @pytest.mark.parametrize("command", [[], ["recover"], ["drill"], ["lab"], ["report"], ["scenarios"]])
@@ -67,7 +27,10 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert all(option in text for option in ("--inventory", "--check", "--extra-vars", "--json", "--runs-dir", "--verbose", "exit codes"))
 
 
-@pytest.mark.parametrize("arguments", [[], ["unknown"], ["recover"], ["drill", "x", "--keys", "-1"], ["drill", "x", "--profile", "y"], ["lab", "sideways"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["unknown"], ["recover", "x", "--on-breach", "y"], ["drill", "x", "--keys", "-1"], ["drill", "x", "--profile", "y"], ["lab", "sideways"]],
+)
 def test_wrong_use_by_argparse(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
@@ -78,7 +41,13 @@ def test_wrong_use_by_argparse(arguments: list[str]) -> None:
     ("arguments", "named"),
     [
         (["recover", "flood", "-i", "hosts"], "flood"),
+        (["recover"], "from what"),
         (["recover", SCENARIO], "-i"),
+        (["recover", "--resume", "r1"], "r1"),
+        (["recover", "--resume", "../r1"], "no run id"),
+        (["recover", "--resume", "20260101T000000Z-rollback-ab12", SCENARIO], "was a rollback"),
+        (["recover", SCENARIO, "--take-over", "r1 x=y"], "no run id"),
+        (["recover", SCENARIO, "-i", "hosts", "-e", "titan_dr_on_breach=stop"], "abort"),
         (["recover", SCENARIO, "-i", "nowhere"], "nowhere"),
         (["recover", SCENARIO, "-i", "hosts", "-e", "novalue"], "novalue"),
         (["recover", SCENARIO, "-i", "hosts", "-e", "@nofile"], "nofile"),
@@ -150,7 +119,7 @@ def test_recover(checkout: Checkout, capsys: pytest.CaptureFixture[str]) -> None
     out = capsys.readouterr().out
     assert "validate starts" in out and "RECOVERED" in out and "report.json" in out
     (run_dir,) = (checkout.root / "runs").iterdir()
-    assert sorted(path.name for path in run_dir.iterdir()) == ["ansible.log", "ledger.jsonl", "report.json"]
+    assert sorted(path.name for path in run_dir.iterdir()) == ["ansible.log", "budget.json", "ledger.jsonl", "report.json"]
     found = checkout.report()
     assert (found["kind"], found["result"], found["run_id"]) == ("real", "recovered", run_dir.name)
     assert cli.main(["report", run_dir.name]) == 0 and cli.main(["report", "last", "--json"]) == 0
@@ -218,7 +187,13 @@ def test_ctrl_c_ends_in_a_safe_state_or_says_that_nobody_knows(checkout: Checkou
     found = checkout.report()
     assert found["result"] == "cancelled" and "SIGINT" in found["message"]
     assert (found["trading"], "UNKNOWN: Halt on localhost" in found["message"]) == (("halted", False) if safe else (None, True))
-    assert sorted(path.name for path in next((checkout.root / "runs").iterdir()).iterdir()) == ["ansible.log", "ledger.jsonl", "report.json", "safe_state"]
+    assert sorted(path.name for path in next((checkout.root / "runs").iterdir()).iterdir()) == [
+        "ansible.log",
+        "budget.json",
+        "ledger.jsonl",
+        "report.json",
+        "safe_state",
+    ]
 
 
 def test_scenarios(checkout: Checkout, capsys: pytest.CaptureFixture[str]) -> None:

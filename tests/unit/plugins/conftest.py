@@ -26,6 +26,7 @@ from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import (
     _fetch,
+    _lease,
     _rdb_walk,
     _redis,
     _redis_data,
@@ -50,6 +51,18 @@ def box() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="tdr-"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def lease_dirs(tmp_path: Path) -> Iterator[Path]:
+    """Every test on a server of its own, on which nobody holds the lease."""
+    folder = tmp_path / "lease"
+    # not the fixture monkeypatch: it would be undone later than what other fixtures clean up with
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_lease, "STATE_DIR", str(folder / "state"))
+        patch.setattr(_lease, "RUN_DIR", str(folder / "run"))
+        patch.delenv("TITAN_DR_COMMAND", raising=False)
+        yield folder
 
 
 @pytest.fixture

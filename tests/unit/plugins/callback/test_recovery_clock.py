@@ -3,87 +3,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
-import sys
+import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from tiny_playbooks import ARMED, PASSED, ROOT, SECRET, Playbooks, Ran, play, say
 
-ROOT = Path(__file__).resolve().parents[4]
-SECRET = "canary-of-a-secret-9f3a"
-ARMED = {"name": "Clock is armed", "ansible.builtin.assert": {"that": "lookup('ansible.builtin.env', 'TITAN_DR_CLOCK_ARMED') == '1'"}}
-PASSED = {"gates": [{"name": "health", "verdict": "pass", "evidence": "200"}], "trading": "resumed", "rpo": {"actual_s": 2, "basis": "canary"}}
-
-
-def say(said: object, **keywords: Any) -> dict[str, Any]:
-    return {"name": "Say", "ansible.builtin.debug": {"var": "titan_dr"}, "vars": {"titan_dr": said}, **keywords}
-
-
-def play(phase: str, *tasks: dict[str, Any], **keywords: Any) -> dict[str, Any]:
-    return {
-        "name": phase,
-        "hosts": "localhost",
-        "gather_facts": False,
-        "vars": {"titan_dr_scenario": "complete_system_failure", "titan_dr_phase": phase},
-        "tasks": list(tasks),
-        **keywords,
-    }
-
-
-@dataclass
-class Ran:
-    rc: int
-    output: str
-    directory: Path
-
-    @property
-    def report(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.directory / "report.json").read_text())
-        return found
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.directory / "ledger.jsonl").read_text().splitlines()]
-
-
-class Playbooks:
-    """A folder of playbooks as it stands in a checkout: the clock lies beside them, and nothing is configured."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "playbooks"
-        self.run_dir = folder / "run"
-        link = self.folder / "collections" / "ansible_collections" / "titan" / "disaster_recovery"
-        link.parent.mkdir(parents=True)
-        link.symlink_to(ROOT)
-        shutil.copytree(ROOT / "playbooks" / "callback_plugins", self.folder / "callback_plugins", ignore=shutil.ignore_patterns("__pycache__"))
-        self.away = folder / "away"
-        self.away.mkdir()
-        self.environment = {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "HOME": str(folder / "home"),
-            "LC_ALL": "C.UTF-8",
-            "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
-            "ANSIBLE_LOCALHOST_WARNING": "False",
-            "TITAN_DR_RUN_DIR": str(self.run_dir),
-            # an inherited flag must not count
-            "TITAN_DR_CLOCK_ARMED": "1",
-        }
-
-    def write(self, plays: list[dict[str, Any]]) -> Path:
-        path = self.folder / "tiny.yml"
-        path.write_text(yaml.safe_dump(plays))
-        return path
-
-    def run(self, *plays: dict[str, Any], arguments: tuple[str, ...] = (), **environment: str) -> Ran:
-        command = ["ansible-playbook", "-i", "localhost,", "-c", "local", str(self.write(list(plays))), *arguments]
-        done = subprocess.run(command, cwd=self.away, env={**self.environment, **environment}, capture_output=True, text=True, timeout=60, check=False)
-        return Ran(done.returncode, done.stdout + done.stderr, self.run_dir)
+from ansible_collections.titan.disaster_recovery.plugins.callback import recovery_clock
 
 
 @pytest.fixture
@@ -110,7 +43,7 @@ def test_a_recovery(playbooks: Playbooks) -> None:
     assert ran.output.count("[titan-dr] run ") == 1
     assert "phase validate starts" in ran.output and "RECOVERED" in ran.output
     files = [path for path in playbooks.run_dir.rglob("*") if path.is_file()]
-    assert sorted(path.name for path in files) == ["ledger.jsonl", "report.json"]
+    assert sorted(path.name for path in files) == ["budget.json", "ledger.jsonl", "report.json"]
     for path in files:
         assert SECRET not in path.read_text() and "unrelated-output" not in path.read_text()
         assert path.stat().st_mode & 0o077 == 0
@@ -137,7 +70,7 @@ def test_the_message_of_a_foreign_module_stays_out(playbooks: Playbooks) -> None
 
 def test_a_preflight_that_refuses(playbooks: Playbooks) -> None:
     ran = playbooks.run(play("preflight", ARMED, {"name": "Disk", "ansible.builtin.assert": {"that": "false", "fail_msg": "3 GiB are missing"}}))
-    assert ran.rc == 2
+    assert ran.rc == 3
     assert (ran.report["result"], ran.report["message"]) == ("refused", "Disk on localhost: 3 GiB are missing")
 
 
@@ -173,6 +106,8 @@ def test_the_clock_starts_at_the_incident(playbooks: Playbooks, how: str) -> Non
     arguments = () if environment else ("-e", f"titan_dr_incident_started_at={at}")
     ran = playbooks.run(play("validate", say(PASSED)), arguments=arguments, **environment)
     assert 1000 <= ran.report["rto"]["actual_s"] < 1060 and ran.report["rto"]["met"] is False
+    # recovered, and not in time
+    assert ran.report["result"] == "recovered" and ran.rc == 4
 
 
 def test_an_incident_start_that_cannot_be_read_is_told(playbooks: Playbooks) -> None:
@@ -237,3 +172,153 @@ def test_a_run_that_is_killed_says_cancelled(playbooks: Playbooks, signum: int, 
                     os.kill(int(entry.name), signal.SIGKILL)
     report = Ran(0, "", playbooks.run_dir).report
     assert report["result"] == "cancelled" and name in report["message"] and report["trading"] == "halted"
+
+
+TAKEN = {"run_id": "20260101T000000Z-x-0000", "epoch": 3, "scenario": "complete_system_failure", "adopted": False, "since": 1.0}
+
+
+def test_the_lease_and_the_deadline_are_on_the_record(playbooks: Playbooks) -> None:
+    looked = say({"lease": {**TAKEN, "epoch": 0, "incident_at": 5.0}, "deadline_at": 1e9})
+    taken = say({"lease": {**TAKEN, "incident_at": 5.0}, "deadline_at": 1e9})
+    ran = playbooks.run(play("preflight", looked, taken, taken), play("validate", say(PASSED)))
+    rows = [row for row in ran.rows if row["event"] == "lease"]
+    assert [(row["epoch"], row["adopted"], row["deadline_at"], row.get("shift_s")) for row in rows] == [(0, False, 1e9, None), (3, False, 1e9, None)]
+    assert ran.report["lease"] == {"run_id": TAKEN["run_id"], "epoch": 3, "adopted": False} and ran.report["deadline_at"] == 1e9
+    # its own incident stays
+    assert ran.report["rto"]["actual_s"] < 60 and ran.report["notes"] == []
+
+
+def test_a_lease_that_was_only_looked_at_is_none(playbooks: Playbooks) -> None:
+    assert playbooks.run(play("preflight", say({"lease": {**TAKEN, "epoch": 0, "incident_at": 5.0}}))).report["lease"] is None
+
+
+def test_a_run_that_goes_on_with_another_counts_from_that_ones_incident(playbooks: Playbooks) -> None:
+    at = round(time.time() - 800, 3)
+    adopted = say({"lease": {**TAKEN, "adopted": True, "incident_at": at}})
+    told = {"name": "Told", "ansible.builtin.assert": {"that": f"lookup('ansible.builtin.env', 'TITAN_DR_INCIDENT_STARTED_AT') | float == {at}"}}
+    ran = playbooks.run(play("preflight", adopted, adopted, told), play("validate", say(PASSED)))
+    report = ran.report
+    assert ran.rc == 0, ran.output
+    assert report["incident_at"] == at and 800 <= report["rto"]["actual_s"] < 860
+    assert [800 <= phase["start_s"] < 860 and phase["duration_s"] < 60 for phase in report["phases"]] == [True, True]
+    assert len(report["notes"]) == 1 and f"Goes on with run {TAKEN['run_id']}, 13 min" in report["notes"][0]
+    assert "went on with run" in ran.output
+
+
+def test_an_adopted_incident_that_cannot_be_read_changes_nothing(playbooks: Playbooks) -> None:
+    ran = playbooks.run(play("preflight", say({"lease": {**TAKEN, "adopted": True, "incident_at": "long ago"}})), play("validate", say(PASSED)))
+    assert ran.rc == 0 and ran.report["rto"]["actual_s"] < 60 and "cannot be read" in ran.report["notes"][0]
+
+
+def test_what_the_tasks_are_told(playbooks: Playbooks) -> None:
+    names = ("ATTEMPT", "STARTED_AT")
+    say_it = {"name": "Env", "ansible.builtin.debug": {"msg": " ".join(f"{name}={{{{ lookup('ansible.builtin.env', 'TITAN_DR_{name}') }}}}" for name in names)}}
+    now = time.time()
+    first, second = (playbooks.run(play("validate", say_it, say(PASSED)), TITAN_DR_ATTEMPT="inherited", TITAN_DR_STARTED_AT="1") for dummy in range(2))
+    found = [re.search(r"ATTEMPT=(\w+) STARTED_AT=([\d.]+)", ran.output) for ran in (first, second)]
+    attempts = [match.group(1) for match in found if match]
+    assert len(set(attempts)) == 2 and all(re.fullmatch(r"[0-9a-f]{8}", attempt) for attempt in attempts), first.output
+    assert all(now <= float(match.group(2)) < now + 60 for match in found if match)
+
+
+@pytest.mark.parametrize(("policy", "seconds", "since"), [("continue", 1800, 0), ("abort", 900, 300)])
+def test_the_deadline_is_known_from_the_start(playbooks: Playbooks, policy: str, seconds: int, since: int) -> None:
+    begun = time.time()
+    arguments = ("-e", f"titan_dr_on_breach={policy}")
+    ran = playbooks.run(play("validate", say(PASSED)), arguments=arguments, TITAN_DR_INCIDENT_STARTED_AT=str(begun - 300))
+    assert begun - since + seconds - 0.01 <= ran.report["deadline_at"] < begun - since + seconds + 30
+
+
+def test_what_earlier_runs_took_is_at_hand(playbooks: Playbooks) -> None:
+    entries = [{"phase": "preflight", "start_s": 0}, {"phase": "provision", "start_s": 3}]
+    past = {"result": "recovered", "kind": "drill", "scenario": "complete_system_failure", "hosts": [], "entries": entries, "rto": {"actual_s": 10}}
+    past |= {"restore_point": {}, "timings": {}}
+    for number, change in enumerate(({}, {}, {"hosts": 5}, {}, {"hosts": ["another"]}, {"result": "failed"})):
+        folder = playbooks.run_dir.parent / f"2026010{number}T000000Z-x-0000"
+        folder.mkdir()
+        (folder / "report.json").write_text(json.dumps({**past, **change}))
+    (playbooks.run_dir.parent / "20260109T000000Z-x-0000").mkdir()
+    playbooks.run(play("validate", say(PASSED)))
+    budget = json.loads((playbooks.run_dir / "budget.json").read_text())
+    assert budget["learnt"] == {"preflight": {"p50": 3, "p95": 3, "n": 3}, "provision": {"p50": 7, "p95": 7, "n": 3}}
+    assert (budget["rto_s"], budget["limit_s"], budget["declared"]["provision"]) == (900, 1800, 300)
+
+
+def test_damaged_reports_of_earlier_runs_do_no_harm(playbooks: Playbooks) -> None:
+    damaged = ('{"run_id": 5, "result": "recovered", "hosts": 5}', "[1]", "{", '{"result": "recovered", "hosts": [], "restore_point": 7, "timings": 1}')
+    for number, text in enumerate(damaged):
+        folder = playbooks.run_dir.parent / f"2026010{number}T000000Z-x-0000"
+        folder.mkdir()
+        (folder / "report.json").write_text(text)
+    ran = playbooks.run(play("validate", ARMED, say(PASSED)))
+    assert ran.rc == 0 and ran.report["notes"] == []
+
+
+def test_a_long_task_is_counted_down(playbooks: Playbooks) -> None:
+    # 80 % are 720 s; the clock is set back by the first task, so that the start of ansible-playbook does not count
+    back = {"name": "Set back", "ansible.builtin.set_fact": {"since": "{{ now().timestamp() - 717 }}"}}
+    adopted = say({"lease": {**TAKEN, "adopted": True, "incident_at": "{{ since | float }}"}})
+    wait = {"name": "Wait", "ansible.builtin.command": {"argv": ["sleep", "{{ [1, since | float + 721 - now().timestamp()] | max }}"]}, "changed_when": False}
+    ran = playbooks.run(play("validate", back, adopted, wait, {"name": "After", "ansible.builtin.debug": {}}))
+    lines = re.findall(r"\[titan-dr\] (\d+ min \d+ s) after the incident, (\d+) % of the RTO of 15 min 00 s, over the target of 10 min 00 s, (\d+)", ran.output)
+    # the marks that the adopted incident went past at once are one line
+    assert lines[1:] == [("12 min 00 s", "80", "2")] and len(lines) == 2, ran.output
+    # in the middle of the task, not after it
+    assert ran.output.index("TASK [Wait]") < ran.output.index(", 80 % of the RTO") < ran.output.index("TASK [After]")
+
+
+class Broken:
+    def display(self, text: str) -> None:
+        raise RuntimeError("a terminal that went away")
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_the_countdown_neither_breaks_nor_outlives_the_run(broken: bool) -> None:
+    class Ledger:
+        seconds = 49.0
+
+        def elapsed(self) -> float:
+            Ledger.seconds += 2
+            return Ledger.seconds
+
+    clock = SimpleNamespace(ledger=Ledger(), objectives={"rto_s": 100, "rto_target_s": 60}, over=threading.Event())
+    said: list[str] = []
+    clock._display = Broken() if broken else SimpleNamespace(display=said.append)
+    thread = threading.Thread(target=recovery_clock.CallbackModule._count_down, args=(clock,), daemon=True)
+    thread.start()
+    if not broken:
+        deadline = time.monotonic() + 10
+        while not said:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        clock.over.set()
+    thread.join(10)
+    assert not thread.is_alive() and len(said) == (0 if broken else 1)
+
+
+def test_from_the_safe_state_on_nobody_may_cut_it_short(playbooks: Playbooks) -> None:
+    (playbooks.folder / "safe_state.yml").write_text(yaml.safe_dump([{"name": "In", "ansible.builtin.include_tasks": "halt.yml"}, say({"trading": "halted"})]))
+    (playbooks.folder / "halt.yml").write_text(yaml.safe_dump([say({})]))
+    rescue = [{"name": "Leave", "ansible.builtin.include_tasks": "safe_state.yml"}]
+    ran = playbooks.run(play("services", {"block": [{"name": "Break", "ansible.builtin.fail": {"msg": "x"}}], "rescue": rescue}))
+    events = [row["event"] for row in ran.rows]
+    assert events.count("safe_state_start") == 1, ran.output
+    failed = next(number for number, row in enumerate(ran.rows) if row.get("status") == "failed")
+    halted = next(number for number, row in enumerate(ran.rows) if (row.get("titan_dr") or {}).get("trading"))
+    assert failed < events.index("safe_state_start") < halted
+    assert "safe_state_start" not in [row["event"] for row in playbooks.run(play("services", say(PASSED))).rows]
+
+
+def test_exit_codes(playbooks: Playbooks) -> None:
+    assert playbooks.run(play("validate", say({**PASSED, "rpo": {"actual_s": 2000, "basis": "canary"}}))).rc == 4
+    assert playbooks.run(play("validate", say({**PASSED, "rpo": {}}, changed_when=True))).rc == 4
+    assert playbooks.run(play("validate", say({**PASSED, "rpo": {}}, changed_when=True)), arguments=("--check",)).rc == 0
+    assert playbooks.run(play("services", {"name": "Break", "ansible.builtin.fail": {"msg": "x"}})).rc == 2
+    assert playbooks.run(play("services", say({"refused": "another recovery runs"}, failed_when=True))).rc == 3
+
+
+def test_a_missed_objective_does_not_keep_the_next_playbook_from_running(playbooks: Playbooks) -> None:
+    after = playbooks.folder / "after.yml"
+    after.write_text(yaml.safe_dump([play("validate", say({"notes": ["the second one"]}))]))
+    ran = playbooks.run(play("validate", say({**PASSED, "rpo": {"actual_s": 2000, "basis": "canary"}})), arguments=(str(after),))
+    assert ran.rc == 4 and "the second one" in ran.report["notes"]

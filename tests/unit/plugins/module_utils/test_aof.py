@@ -34,7 +34,7 @@ def command(*words: str | bytes) -> bytes:
 
 
 def walk(path: str) -> Contents:
-    return _rdb_walk.walk(path, now=NOW)
+    return _rdb_walk.walk(path, now=time.time())
 
 
 def target(name: str, **facts: Any) -> Target:
@@ -43,7 +43,7 @@ def target(name: str, **facts: Any) -> Target:
 
 
 def verify(path: Path, name: str | None = "7.0", recorded: dict[str, str] | None = None, **facts: Any) -> _aof.AofReport:
-    return _aof.verify(str(path), target=target(name, **facts) if name else None, now=NOW, base=walk, recorded=recorded)
+    return _aof.verify(str(path), target=target(name, **facts) if name else None, now=time.time(), base=walk, recorded=recorded)
 
 
 def single(folder: Path, data: bytes, name: str | None = "7.0", **facts: Any) -> _aof.AofReport:

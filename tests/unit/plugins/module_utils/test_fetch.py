@@ -359,3 +359,10 @@ def test_pump_timer_ends_with_it() -> None:
         _fetch.pump(io.BytesIO(b"x"), [], sink, time.time() + 60)
     assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer) and not thread.finished.is_set()]
     assert subprocess.run(["true"], check=False).returncode == 0
+
+
+def test_a_name_that_is_free(tmp_path: Path) -> None:
+    assert _fetch.free_name(str(tmp_path / "x")) == str(tmp_path / "x")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x-2").symlink_to("nowhere")
+    assert _fetch.free_name(str(tmp_path / "x")) == str(tmp_path / "x-3")

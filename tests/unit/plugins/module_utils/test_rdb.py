@@ -208,7 +208,12 @@ def test_digest_of_a_large_file_is_taken_beside(tmp_path: Path, monkeypatch: pyt
     assert (report["verdict"], codes(report)) == ("fail", ["unreadable"])
 
 
-def test_the_inside_of_values_of_a_large_file_is_left_to_the_checker(tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("engine", "checksum"), [("python", "unknown"), ("anycrc", "mismatch")])
+def test_the_inside_of_values_of_a_large_file_is_left_to_the_checker(
+    engine: str, checksum: str, tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One reads the file and computes its checksum, or some are fed and we compute it."""
+    monkeypatch.setattr(_rdb._crc64, "engine", lambda: engine)
     (programs / "redis-check-rdb").symlink_to("/usr/bin/redis-check-rdb")
     monkeypatch.setattr(_rdb, "LARGE", 10)
     walked = []
@@ -219,7 +224,8 @@ def test_the_inside_of_values_of_a_large_file_is_left_to_the_checker(tmp_path: P
     damaged = bytearray(dump())
     damaged[-1] ^= 1
     report = verify(tmp_path, bytes(damaged), level="deep")
-    assert (report["verdict"], report["checksum"], codes(report)[0]) == ("fail", "unknown", "checker-rejects")
+    assert (report["verdict"], report["checksum"]) == ("fail", checksum)
+    assert set(codes(report)) == {"checker-rejects"} | ({"checksum-mismatch"} if engine == "anycrc" else set())
     assert codes(verify(tmp_path, dump(crc=False), level="deep")) == ["checksum-disabled"]
     walked.clear()
     assert any("values beyond what redis-check-rdb" in text for text in report["not_checked"])
@@ -227,6 +233,52 @@ def test_the_inside_of_values_of_a_large_file_is_left_to_the_checker(tmp_path: P
     monkeypatch.setattr(_rdb.Checker, "result", lambda self: (None, "it was in a hurry", None, None))
     report = verify(tmp_path, dump(), level="deep")
     assert (report["verdict"], report["checksum"], walked) == ("pass", "ok", [None, _rdb._rdb_values.check])
+
+
+@pytest.fixture
+def big(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkers are fed for files of some kB already."""
+    monkeypatch.setattr(_rdb, "LARGE", 1 << 15)
+    monkeypatch.setattr(_rdb._crc64, "engine", lambda: "anycrc")
+    monkeypatch.setattr(_rdb._crc64, "_anycrc", lambda: None)
+    for name in ("_ALONE", "_PART"):
+        monkeypatch.setattr(_rdb._rdb_walk, name, 1 << 15)
+
+
+def orders(*more: bytes) -> bytes:
+    parts = [w.key(f"order:{number}", 16, w.string(w.listpack(["f", number]))) for number in range(20_000)]
+    return dump(*parts, w.key("blob", 0, w.string(b"x" * 5000)), *more)
+
+
+@pytest.mark.usefixtures("big")
+def test_checkers_of_a_large_file_are_fed(tmp_path: Path, programs: Path) -> None:
+    program(programs, "redis-check-rdb", f'echo "$1" >> {tmp_path}/asked; exec /usr/bin/redis-check-rdb "$1"')
+    asked = tmp_path / "asked"
+    report = verify(tmp_path, orders(), level="deep", jobs=2)
+    assert (report["verdict"], report["checksum"], codes(report)) == ("pass", "ok", [])
+    assert "checker" in report["engines"] and any("values beyond what" in text for text in report["not_checked"])
+    assert [line for line in asked.read_text().split() if line.startswith("/")] == ["/dev/stdin"] * 2
+    # what they reject is told by one that reads the file itself, with the offset and the key in that
+    asked.unlink()
+    data = orders(w.key("bad", 16, w.string(b"\x0b\0\0\0\x01\0\x01\x01\x02\x01\xff")))
+    report = verify(tmp_path, data, level="deep", jobs=2)
+    (finding,) = report["findings"]
+    assert (report["verdict"], finding["code"], finding["key"]) == ("fail", "checker-rejects", "bad")
+    assert abs(finding["offset"] - data.index(b"\x03bad")) < 100
+    assert asked.read_text().split()[2] == str(tmp_path / "dump.rdb")
+
+
+@pytest.mark.usefixtures("big")
+@pytest.mark.parametrize("lazy", ["exit 3", "echo '] RDB looks OK!'", "exec 0<&-; while :; do sleep 1; done"])
+def test_a_checker_that_does_not_eat_is_not_believed(lazy: str, tmp_path: Path, programs: Path) -> None:
+    path = "PATH=/usr/bin:/bin"
+    program(programs, "redis-check-rdb", f'{path}; if [ "$1" = /dev/stdin ]; then {lazy}; else exec redis-check-rdb "$1"; fi')
+    data = orders(*(w.key(f"more:{number}", 16, w.string(w.listpack(["f", number]))) for number in range(150_000)))
+    assert len(data) > 4 * _rdb.PIPE
+    report = verify(tmp_path, data, level="deep", jobs=2, timeout=3.0 if "while" in lazy else 60.0)
+    assert (report["verdict"], codes(report), "checker" in report["engines"]) == ("pass", [], True)
+    data = orders(w.key("bad", 16, w.string(b"\x0b\0\0\0\x01\0\x01\x01\x02\x01\xff")))
+    assert codes(verify(tmp_path, data, level="deep", jobs=2, timeout=3.0 if "while" in lazy else 60.0)) == ["checker-rejects"]
 
 
 def test_no_checksum_is_no_pass(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 import rdb_writer as w
 import servers
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _crc64, _rdb_format, _rdb_report, _rdb_values, _rdb_walk
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _crc64, _rdb_feed, _rdb_format, _rdb_report, _rdb_values, _rdb_walk
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._rdb_format import Corrupt
 
 NOW = 1_800_000_000.0
@@ -406,6 +407,40 @@ class TestParts:
             assert walk(data, jobs=2, duplicates=True) == alone
         monkeypatch.setattr(_rdb_walk, "_borders", lambda job, parts: sorted({*right(job, parts), len(data) // 3, len(data) // 3 + 1}))
         assert walk(data, jobs=2) == alone
+
+    @pytest.mark.parametrize("seed", range(3))
+    @pytest.mark.parametrize(("jobs", "checkers"), [(1, 1), (1, 2), (2, 3)])
+    def test_what_checkers_are_fed(self, seed: int, jobs: int, checkers: int, walk: Walk, tmp_path: Path) -> None:
+        """Together all keys but those with long plain strings, whole; each an RDB file that a checker accepts."""
+        data = trading(seed)
+        files = [tmp_path / f"fed{number}" for number in range(checkers)]
+        programs, feeds = [], []
+        for file in files:
+            programs.append(subprocess.Popen(["/bin/sh", "-c", f"exec cat > {file}"], stdin=subprocess.PIPE))
+            stdin = programs[-1].stdin
+            assert stdin
+            feeds.append(_rdb_feed.Feed(stdin.fileno(), time.monotonic() + 30))
+        contents = walk(data, jobs=jobs, duplicates=True, feeds=feeds)
+        for process in programs:
+            process.communicate()
+        assert contents.fed and contents == dataclasses.replace(walk(data, jobs=1), fed=True)
+        found = [_rdb_walk.walk(str(file), now=NOW, jobs=1, values=_rdb_values.check) for file in files]
+        assert {code for part in found for code in codes(part)} == {"checksum-disabled", "count-mismatch"}, "whole, but not all"
+        long = contents.encodings[0] - sum(part.encodings.get(0, 0) for part in found)
+        assert long > 0, "they are left out"
+        for kind, count in contents.encodings.items():
+            assert kind == 0 or sum(part.encodings.get(kind, 0) for part in found) == count
+        assert sum(file.stat().st_size for file in files) < len(data) - long * 30_000
+        for file in files:
+            assert servers.check("7.0", file).ok
+
+    def test_a_checker_that_goes_away(self, walk: Walk) -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        data = trading(1)
+        contents = walk(data, jobs=1, feeds=[_rdb_feed.Feed(writer, time.monotonic() + 30)])
+        os.close(writer)
+        assert not contents.fed and contents == walk(data, jobs=1)
 
     def test_dumps_inside_of_values_deceive_nobody(self, walk: Walk) -> None:
         inner = trading(3, 300)

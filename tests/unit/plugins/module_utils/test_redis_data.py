@@ -116,13 +116,6 @@ def test_no_parent(box: Path) -> None:
     assert "No such file" in _redis_data.place_faults(str(box / "a" / "b"), 1)[0]
 
 
-def test_a_name_that_is_free(box: Path) -> None:
-    assert _redis_data.free_name(str(box / "x")) == str(box / "x")
-    (box / "x").mkdir()
-    (box / "x-2").symlink_to("nowhere")
-    assert _redis_data.free_name(str(box / "x")) == str(box / "x-3")
-
-
 # --- the record -----------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _journal, _lease
 from ansible_collections.titan.disaster_recovery.plugins.modules import redis_stage
 
 CANARY = {"key": "titan:dr:canary", "db": 1}
@@ -45,6 +47,22 @@ def test_a_stage_that_an_earlier_run_left_is_removed_unless_it_is_being_made(cas
     case.add("new", dump)
     run_module(redis_stage, case.params)
     assert not left.exists() and live.exists() and case.directory.exists()
+
+
+def test_outcomes_of_earlier_jobs_are_removed_unless_they_are_at_work(case: Any, dump: bytes, run_module: Any) -> None:
+    redis_stage.write(redis_stage.job_file("old"), {"stage": "/gone"})
+    redis_stage.write(redis_stage.job_file("live"), {"pid": os.getpid()})
+    case.add("new", dump)
+    run_module(redis_stage, case.params)
+    assert not os.path.exists(redis_stage.job_file("old")) and os.path.exists(redis_stage.job_file("live"))
+
+
+@pytest.mark.parametrize(("record", "again"), [({"run_id": "r1", "state": "live"}, False), ({"run_id": "r0", "state": "live"}, True), ({}, True)])
+def test_what_this_run_has_put_live_is_not_staged_again(case: Any, monkeypatch: pytest.MonkeyPatch, record: dict[str, Any], again: bool) -> None:
+    monkeypatch.setattr(redis_stage._redis_data, "read_record", lambda: record)
+    job = redis_stage.job_file("r1")
+    redis_stage.write(job, {"stage": "consumed"})
+    assert redis_stage.proven_before(redis_stage.stage_dir(str(case.box / "redis"), "r1"), job) is not again
 
 
 def test_the_data_loss_without_a_canary(case: Any, dump: bytes, run_module: Any) -> None:
@@ -187,6 +205,73 @@ def test_the_worker_ends_with_its_time(case: Any, monkeypatch: pytest.MonkeyPatc
         assert time.monotonic() < end
         time.sleep(0.02)
     assert "died" in redis_stage.wait(str(case.job), time.time() + 1)["failed"]
+
+
+# --- under the lease --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lease(monkeypatch: pytest.MonkeyPatch) -> _lease.Lease:
+    found = _lease.Lease(3, "r1", "aaaa", "x", 1.0, 1.0, {}, "held")
+    _lease.write(found)
+    monkeypatch.setenv("TITAN_DR_COMMAND", "r1/aaaa/3")
+    return found
+
+
+def events() -> list[tuple[str, str]]:
+    return [(row["step"], row["event"]) for row in _journal.read(_lease.journal_path())]
+
+
+def until_free() -> None:
+    handle = _lease.lock(fcntl.LOCK_EX, 5)
+    assert handle is not None
+    os.close(handle)
+
+
+INTENT = ("redis_stage", "intent")
+
+
+@pytest.mark.parametrize("end", ["done", "failed", "terminated", "killed", "alarm"])
+def test_the_worker_keeps_the_lock_and_writes_its_end(case: Any, dump: bytes, lease: Any, run_module: Any, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    (case.box / "marker").unlink()
+    case.add("new", dump)
+    timeout = {"failed": 0.5, "alarm": -4.0}.get(end, 30)  # the alarm has five seconds more
+    if end == "alarm":
+        monkeypatch.setattr(redis_stage, "work", lambda params, directory: time.sleep(60))
+    run_module(redis_stage, {**case.params, "mode": "start", "timeout": timeout})
+    pid = until_running(case)
+    if end != "alarm":
+        again = run_module(redis_stage, {**case.params, "mode": "start", "timeout": timeout})
+        assert not again["failed"] and (events().count(("redis_stage", "done")) == 0), "it is not done because it was asked for again"
+    if end in ("done", "terminated", "killed"):
+        assert _lease.lock(fcntl.LOCK_EX, 0) is None
+        assert redis_stage.running(pid)
+    if end == "done":
+        (case.box / "marker").touch()
+    elif end in ("terminated", "killed"):
+        os.kill(pid, signal.SIGTERM if end == "terminated" else signal.SIGKILL)
+    until_free()
+    expected = {"done": "done", "failed": "failed", "terminated": "failed"}.get(end)
+    assert events()[-1] == (("redis_stage", expected) if expected else INTENT)
+    assert not redis_stage.running(pid)
+
+
+def test_a_stage_that_was_made_is_done_at_once(case: Any, dump: bytes, lease: Any, run_module: Any) -> None:
+    case.add("new", dump)
+    for expected in ([INTENT, INTENT, ("redis_stage", "done")], [INTENT, ("redis_stage", "done")]):
+        before = len(events())
+        run_module(redis_stage, {**case.params, "mode": "start"})
+        run_module(redis_stage, {**case.params, "mode": "wait"})
+        until_free()
+        assert events()[before:] == expected
+
+
+def test_an_old_run_stages_nothing(case: Any, dump: bytes, lease: Any, run_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TITAN_DR_COMMAND", "r1/aaaa/2")
+    case.add("new", dump)
+    for mode in ("run", "start"):
+        result = run_module(redis_stage, {**case.params, "mode": mode})
+        assert result["titan_dr"]["refused"] and not case.directory.exists() and not case.job.exists() and events() == []
 
 
 def test_running() -> None:

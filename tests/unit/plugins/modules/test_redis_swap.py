@@ -107,6 +107,40 @@ def test_a_run_that_broke_off_after_its_renames_is_found_served(ready: Any, run_
     assert not result["failed"] and not result["changed"] and json.loads(ready.record.read_text())["state"] == "live"
 
 
+def test_a_run_that_broke_off_while_redis_started_goes_on(ready: Any, run_module: Any) -> None:
+    """Both directories have their new names, nothing was proven and Redis is down: it is started and proven, not swapped again."""
+    run_module(redis_swap, ready.params)
+    ready.process.terminate()
+    ready.process.wait()
+    record = json.loads(ready.record.read_text())
+    ready.record.write_text(json.dumps({**record, "state": "exchanging"}))
+    result = run_module(redis_swap, ready.params)
+    assert result["changed"] and not ready.failing(result) and json.loads(ready.record.read_text())["state"] == "live"
+    assert (ready.box / "redis.before-r1" / "dump.rdb").read_bytes() == b"old" and ready.alive()
+
+
+def test_what_services_wrote_since_does_not_make_it_another_restore(ready: Any, run_module: Any) -> None:
+    """A run that broke off after its services started goes on: their writes are no reason to restore again."""
+    run_module(redis_swap, ready.params)
+    for database in (0, 1):
+        ready.client().call("SELECT", str(database))
+        for number in range(300):
+            ready.client().call("SET", f"new:{number}", "written by a service")
+    result = run_module(redis_swap, ready.params)
+    assert result["changed"] is False and not ready.failing(result)
+    # without the proof it would be: then its content is compared
+    record = json.loads(ready.record.read_text())
+    ready.record.write_text(json.dumps({**record, "state": "exchanging", "aside": "elsewhere"}))
+    assert run_module(redis_swap, ready.params)["failed"]
+
+
+def test_a_stage_that_was_made_again_for_data_that_are_live_goes(ready: Any, run_module: Any) -> None:
+    run_module(redis_swap, ready.params)
+    ready.stage.mkdir()
+    (ready.stage / "base.rdb").write_bytes(b"a copy of everything")
+    assert run_module(redis_swap, ready.params)["changed"] is False and not ready.stage.exists()
+
+
 def test_a_damaged_record_is_not_guessed_at(ready: Any, run_module: Any) -> None:
     ready.record.write_text("{")
     result = run_module(redis_swap, ready.params)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _latch
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _journal, _latch, _lease
 from ansible_collections.titan.disaster_recovery.plugins.modules import trading_halt, trading_resume
 
 # Nobody on this machine has this user id: what runs under it was started here.
@@ -93,6 +93,7 @@ def resume(titan: Titan, generation: int, **more: Any) -> dict[str, Any]:
         "latch": str(titan.latch),
         "generation": generation,
         "run_id": "r1",
+        "environment_id": "lab",
         "call": titan.call("/resume", True),
         "halt_call": titan.call("/halt", False),
         "timeout": 0.7,
@@ -212,3 +213,87 @@ def test_an_old_generation(titan: Titan, run_module: Any) -> None:
 def test_resume_in_check_mode(titan: Titan, run_module: Any) -> None:
     _latch.fasten(str(titan.latch), "x", "r1", 1.0)
     assert run_module(trading_resume, resume(titan, 1), check=True)["changed"] and titan.latch.exists() and titan.calls == []
+
+
+# --- under the lease ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    _lease.write(_lease.Lease(3, "r1", "aaaa", "x", 1.0, 1.0, {}, "held"))
+    monkeypatch.setenv("TITAN_DR_COMMAND", "r1/aaaa/3")
+
+
+def closed() -> tuple[str, str]:
+    found = _lease.read()
+    assert found
+    return found.state, found.result
+
+
+def recovered() -> Any:
+    path = Path(_lease.STATE_DIR) / "recovered.json"
+    assert not path.exists() or path.stat().st_mode & 0o777 == 0o644
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def test_the_resume_ends_the_lease(titan: Titan, lease: None, run_module: Any) -> None:
+    titan.trading = False
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    result = run_module(trading_resume, resume(titan, 1))
+    assert result["changed"] and result["titan_dr"]["notes"] == []
+    assert recovered() == {"environment_id": "lab", "run_id": "r1"} and closed() == ("closed", "recovered")
+    assert [(row["step"], row["event"]) for row in _journal.read(_lease.journal_path())] == [("trading_resume", "intent"), ("trading_resume", "done")]
+    again = run_module(trading_resume, resume(titan, 1))
+    assert again["failed"] and "the lease is closed" in again["titan_dr"]["refused"], "after that the run changes nothing more"
+    assert not run_module(trading_halt, halt(titan))["failed"], "but halt"
+
+
+def test_trading_that_goes_on_already_ends_it_too(titan: Titan, lease: None, run_module: Any) -> None:
+    result = run_module(trading_resume, resume(titan, 1))
+    assert result["changed"] is False and recovered() and closed() == ("closed", "recovered")
+
+
+@pytest.mark.parametrize("fault", ["not confirmed", "old generation"])
+def test_a_resume_that_failed_keeps_the_lease(titan: Titan, lease: None, run_module: Any, fault: str) -> None:
+    titan.trading = False
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    titan.obeys = fault != "not confirmed"
+    result = run_module(trading_resume, resume(titan, 1 if fault == "not confirmed" else 7))
+    assert result["failed"] and recovered() is None and closed() == ("held", "")
+    assert _journal.steps(_journal.read(_lease.journal_path()), "r1") == {"trading_resume": "failed"}
+
+
+def test_what_cannot_be_recorded_does_not_halt_trading_again(titan: Titan, lease: None, run_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    titan.trading = False
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+
+    def full(path: str, text: str, mode: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_lease, "write_file", full)
+    result = run_module(trading_resume, resume(titan, 1))
+    assert not result["failed"] and titan.trading and "No space left" in result["titan_dr"]["notes"][0]
+
+
+@pytest.mark.parametrize("mark", ["r1/aaaa/2", "r2/bbbb/0", ""])
+def test_only_the_holder_resumes(titan: Titan, lease: None, run_module: Any, monkeypatch: pytest.MonkeyPatch, mark: str) -> None:
+    titan.trading = False
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    monkeypatch.setenv("TITAN_DR_COMMAND", mark)
+    result = run_module(trading_resume, resume(titan, 1))
+    assert result["titan_dr"]["refused"] and titan.latch.exists() and titan.calls == [] and not titan.trading
+
+
+@pytest.mark.parametrize(("mark", "halts"), [("r1/aaaa/3", True), ("r2/bbbb/0", True), ("", True), ("r1/aaaa/2", False)])
+def test_everybody_halts_but_an_old_run(titan: Titan, process: Any, lease: None, run_module: Any, monkeypatch: Any, mark: str, halts: bool) -> None:
+    monkeypatch.setenv("TITAN_DR_COMMAND", mark)
+    result = run_module(trading_halt, halt(titan))
+    assert result["failed"] != halts and titan.latch.exists() == halts and titan.trading != halts
+    assert halts or result["titan_dr"] == {"refused": result["msg"]}
+
+
+def test_a_halt_needs_no_journal(titan: Titan, process: Any, lease: None, run_module: Any) -> None:
+    os.mkdir(_lease.journal_path())
+    assert not run_module(trading_halt, halt(titan))["failed"] and not titan.trading
+    titan.trading = False
+    assert "cannot be written" in run_module(trading_resume, resume(titan, 1))["titan_dr"]["refused"]

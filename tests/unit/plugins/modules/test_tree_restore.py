@@ -122,12 +122,13 @@ def test_any_difference_is_one(case: Case, run_module: Any, spoil: str) -> None:
 
 
 def test_what_was_kept_is_not_overwritten(case: Case, run_module: Any) -> None:
+    """A run that goes on where it broke off finds what it restored changed: that is kept too, beside what was there before."""
     case.add()
     run_module(tree_restore, case.params)
     (case.live / "config" / "brain.json").write_text("{}")
     result = run_module(tree_restore, case.params)
-    assert result["failed"] and "exists already" in result["msg"]
-    assert (case.live / "config.before-r1" / "old.json").exists() and (case.live / "config" / "brain.json").read_text() == "{}"
+    assert not result["failed"] and result["kept"] == [f"{case.live}/config.before-r1-2"]
+    assert (case.live / "config.before-r1-2" / "brain.json").read_text() == "{}" and (case.live / "config" / "brain.json").read_text() == '{"a": 1}'
 
 
 def test_onto_a_blank_server(case: Case, run_module: Any) -> None:

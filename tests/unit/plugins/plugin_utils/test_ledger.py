@@ -92,3 +92,19 @@ def test_what_cannot_be_read_as_a_verdict_is_unknown(gate: object) -> None:
 
 def test_a_titan_dr_that_is_no_mapping_is_unknown_too() -> None:
     assert _ledger.reported({"titan_dr": "all fine"}, "task")["gates"][0]["verdict"] == "unknown"
+
+
+def test_an_earlier_incident_is_adopted_and_a_later_one_is_not() -> None:
+    fake = FakeClock()
+    ledger = _ledger.Ledger(990.0, fake.clock(), lambda line: None)
+    fake.advance(5)
+    assert ledger.rebase(890.0) == 100.0
+    assert (ledger.elapsed(), ledger.incident_at) == (115.0, 890.0)
+    assert ledger.rebase(950.0) == 0.0 and ledger.elapsed() == 115.0
+
+
+def test_what_a_step_says_of_lease_breach_and_deadline() -> None:
+    said = {"lease": {"epoch": 1}, "breach": {"projected_s": 9}, "late": {"limit_s": 1}, "deadline_at": 5, "unreachable": "h", "refused": "no"}
+    assert _ledger.reported({"titan_dr": said}, "t") == said
+    assert _ledger.reported({"titan_dr": {"lease": "x", "breach": [], "deadline_at": True, "unreachable": "", "other": 1}}, "t") == {}
+    assert _ledger.reported({"titan_dr": {"deadline_at": "soon"}}, "t") == {}

@@ -136,6 +136,61 @@ def test_another_restore_point_replaces_the_first_as_a_whole() -> None:
     assert rows.end(4)["restore_point"] == {"id": "old", "source": "s3", "proof": "y"}
 
 
+def test_a_refusal_after_the_halt_is_a_failure() -> None:
+    report = Rows().task(1, trading="halted").task(2, "failed", refused="another run took the lease").end(3, failures=1)
+    assert (report["result"], report["message"]) == ("failed", "another run took the lease")
+    # the old server was halted, the one to recover onto was not touched
+    rows = Rows().add(1, "task", name="halt", host="old", status="ok", titan_dr={"trading": "halted"})
+    assert rows.task(2, "failed", refused="another run has the lease").end(3, failures=1)["result"] == "refused"
+
+
+def test_lease_breach_and_deadline() -> None:
+    assert [Rows().end(1)[key] for key in ("lease", "breach", "deadline_at")] == [None, None, None]
+    rows = Rows(deadline_at=500.0).add(1, "lease", run_id="r", epoch=0, adopted=False, deadline_at=400.0).add(2, "lease", run_id="r", epoch=2, adopted=True)
+    rows.add(3, "breach", declared_s=3, projected_s=95, phase="b", limit_s=90).add(4, "breach", declared_s=4, projected_s=99, phase="c")
+    report = rows.end(5)
+    assert report["lease"] == {"run_id": "r", "epoch": 2, "adopted": True}
+    assert report["breach"] == {"declared_s": 3, "projected_s": 95, "phase": "b"}
+    assert report["deadline_at"] == 400.0
+    text = "\n".join(_report.closing_lines(report, "p"))
+    assert "breach declared 3.0 s after the incident in phase b: its end was projected at 95.0 s" in text and "went on with run r" in text
+    text = "\n".join(_report.closing_lines(Rows().add(1, "lease", run_id="r", epoch=2, adopted=False).end(2), "p"))
+    assert "breach" not in text and "went on" not in text
+
+
+def test_one_clock_for_a_run_that_goes_on_with_another() -> None:
+    rows = Rows(incident_at=1000.0).add(1, "phase_start", phase="a").add(102, "lease", run_id="r", epoch=2, adopted=True, shift_s=100.0)
+    rows.add(104, "phase_end", phase="a").gate(105, "g", "pass").task(106, trading="resumed")
+    report = rows.end(107)
+    assert report["incident_at"] == 900.0
+    assert (report["phases"][0]["start_s"], report["phases"][0]["duration_s"]) == (101, 3)
+    assert report["rto"] == {"target_s": 60, "max_s": 90, "actual_s": 106, "met": False}
+
+
+def test_entries_are_each_start_of_a_phase() -> None:
+    rows = Rows().add(1, "phase_start", phase="a").add(2.04, "phase_start", phase="b").add(3, "phase_start", phase="a")
+    assert rows.end(5)["entries"] == [{"phase": "a", "start_s": 1}, {"phase": "b", "start_s": 2}, {"phase": "a", "start_s": 3}]
+
+
+def test_exit_codes() -> None:
+    def code(result: str = "recovered", kind: str = "real", rto: bool | None = True, rpo: bool | None = True) -> int | None:
+        return _report.exit_code({"result": result, "kind": kind, "rto": {"met": rto}, "rpo": {"met": rpo}})
+
+    assert code() is None
+    assert [code(rto=False), code(rpo=False), code(rto=None), code(rpo=None)] == [4, 4, 4, 4]
+    assert code(kind="check", rto=None) is None
+    assert code("refused") == 3
+    assert [code("failed"), code("cancelled")] == [None, None]
+
+
+def test_marks_and_the_countdown() -> None:
+    assert _report.marks(60, 100) == [50, 60, 80, 100] and _report.marks(80, 100) == [50, 80, 100]
+    assert _report.marks(60, None) == [] and _report.marks(None, 10) == [5, 8, 10]
+    assert _report.countdown_line(50, 60, 100) == "[titan-dr] 50.0 s after the incident, 50 % of the RTO of 1 min 40 s, 50.0 s left"
+    assert ", over the target of 1 min 00 s, 20.0 s left" in _report.countdown_line(80, 60, 100).replace("60.0 s", "1 min 00 s")
+    assert _report.countdown_line(100, None, 100).endswith(": THE RTO IS OVER")
+
+
 def test_lines() -> None:
     assert "10.0 s OVER the RTO" in _report.phase_line("a", 100, 10, 90)
     report = Rows().gate(1, "bad", "unknown").gate(1, "good", "pass").add(1, "phase_start", phase="b").end(20)
