@@ -24,8 +24,8 @@ DUMP = "base.rdb"
 RECORD_DIR = "/var/lib/titan-dr"
 # Room beside the data for what Redis writes while it starts and takes its new base.
 MARGIN = 64 << 20
-# Seconds to wait for the new base: big data is served meanwhile.
-NEW_BASE_WITHIN = 1.0
+# Seconds to wait for the new base: one that cannot be written fails at once, and big data is served meanwhile.
+NEW_BASE_WITHIN = 0.3
 
 # Options of the modules that exchange it. Goes with the documentation fragment exchange.
 ARGUMENTS: dict[str, dict[str, t.Any]] = {
