@@ -47,7 +47,7 @@ lint: setup ## ruff, mypy, yamllint, changelog, ansible-lint (profile production
 	ANSIBLE_COLLECTIONS_PATH=$(COLLECTIONS) ansible-lint --offline --strict
 
 unit: setup ## tests that need no lab
-	pytest -m 'not lab'
+	pytest -m 'not lab' -n 3 --dist loadfile
 
 campaign: setup ## damage dumps of four servers in thousands of ways, hold verification against the servers' own checkers
 	pytest -m 'not slow' -s tests/campaign

@@ -4,8 +4,14 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
+
+# Started in the background or with nohup, a shell leaves these ignored, and every process that a test starts would inherit that.
+for _signal in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_signal) == signal.SIG_IGN:
+        signal.signal(_signal, signal.default_int_handler if _signal == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.hookimpl(hookwrapper=True)
