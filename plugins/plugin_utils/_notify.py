@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Tell somebody, without a recovery that waits for it: this file is also the program that does it. Standard library only, no Ansible in here."""
+"""Tell somebody, without a recovery that waits for it: this file is also the program that does it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from ansible.module_utils.urls import open_url
 
 NOTIFY_FILE = "notify.jsonl"
 TIMEOUT = 2.0
@@ -48,9 +49,11 @@ def _post(url: str, body: bytes) -> str:
     """Why it was not told, or nothing."""
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         return "only http and https are known"
-    request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"}, method="POST")
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+    answer = open_url(url, data=body, headers={"Content-Type": "application/json"}, method="POST", timeout=TIMEOUT)
+    try:
         return "" if 200 <= answer.status < 300 else f"status {answer.status}"
+    finally:
+        answer.close()
 
 
 def main() -> None:
