@@ -98,6 +98,13 @@ def traded(record: dict[str, t.Any], latch: dict[str, t.Any] | None) -> bool:
     return latch is None or not latch.get("since", 0) or latch["since"] > record["at"]
 
 
+def loss(record: dict[str, t.Any], latch: dict[str, t.Any] | None, now: float) -> dict[str, t.Any]:
+    """What is lost with the data that is set aside: all that was written since the restore."""
+    if not traded(record, latch):
+        return {"actual_s": 0.0, "basis": "trading was halted since the restore"}
+    return {"actual_s": round(max(0.0, now - record["at"]), 2), "basis": "everything since the restore that is rolled back"}
+
+
 def refuse(params: dict[str, t.Any], record: dict[str, t.Any], check_mode: bool) -> list[str]:
     """What speaks against it before anything is looked into; returns notes."""
     if record.get("state") not in ("live", "exchanging"):
@@ -210,7 +217,7 @@ def main() -> t.NoReturn:
             module.fail_json(msg=msg, titan_dr={"gates": [_redis_live.gate("redis_rollback", False, str(exc))], **refused})
         if exchange is None:
             module.exit_json(changed=True, put_back=put_back, titan_dr={"notes": [f"would put back {put_back}: {gates[0]['evidence']}"]})
-        rows = {"gates": gates, "timings": exchange.timings, "notes": exchange.notes}
+        rows = {"gates": gates, "timings": exchange.timings, "notes": exchange.notes, "rpo": loss(exchange.record, _latch.read(params["latch"]), time.time())}
         wrong = failing(gates)
         if wrong:
             msg = f"Nothing was rolled back, everything is as it was before ({'; '.join(exchange.notes)}). {wrong}. What is kept lies in {exchange.failed}"

@@ -69,6 +69,7 @@ def test_rollback(restored: Any, run_module: Any) -> None:
     assert client.call("GET", "last") == "value-of-the-last" and client.call("EXISTS", "key:5") == 0
     assert result["changed"] and result["kept"] == f"{restored.data}.rolled-back-r2" and os.path.isdir(result["kept"]) and not restored.kept.exists()
     assert not restored.failing(result) and {"redis_kept", "redis_keys", "redis_write", "redis_new_base"} <= set(restored.gates(result))
+    assert result["titan_dr"]["rpo"] == {"actual_s": 0.0, "basis": "trading was halted since the restore"}
     # A second time there is nothing to do.
     restored.log.clear()
     again = run_module(redis_rollback, {**restored.rollback, "run_id": "r3"})
@@ -95,6 +96,7 @@ def test_traded_since_the_restore(aof: Any, run_module: Any) -> None:
     refused(aof, run_module, "trading was resumed on restore point p1 after run r1", "rollback_confirm")
     result = run_module(redis_rollback, {**aof.rollback, "confirm": True})
     assert not result["failed"] and any("is set aside" in note for note in result["titan_dr"]["notes"])
+    assert result["titan_dr"]["rpo"]["basis"].startswith("everything since the restore") and 0 < result["titan_dr"]["rpo"]["actual_s"] < 60
 
 
 def test_before_the_halt_it_is_asked_as_if_trading_went_on(aof: Any, run_module: Any) -> None:
