@@ -144,6 +144,7 @@ def test_without_a_good_restore_point_it_ends_halted_and_leaves_the_data(state: 
     assert sh("titan", "ls -d /var/lib/redis.stage-* 2>/dev/null || echo none") == "none\n"
 
 
+@pytest.mark.slow
 def test_another_titan_recovers_by_its_inventory_alone(tmp_path: Path) -> None:
     """Other names and ports, services that ignore the latch, and a fault that leaves them trading on an empty Redis."""
     command = str(Path(sys.executable).with_name("titan-dr"))

@@ -22,7 +22,7 @@ from titan_dr.lab import faults
 from titan_dr.lab.state import LabState
 
 SEED = int(os.environ.get("TITAN_DR_SEED", "4"))
-RUNS = 50 if os.environ.get("TITAN_DR_SWEEP") == "all" else 3
+RUNS = 50 if os.environ.get("TITAN_DR_SWEEP") == "all" else 2
 PLAYBOOK = "database_corruption"
 ARGUMENTS = ("-e", "validate_window=2", "-e", "preflight_clock_tolerance=60")
 WITHIN_S = 25.0
