@@ -116,12 +116,13 @@ def restored(world: World, folder: Path) -> None:
 
 
 def lost(world: World, folder: Path) -> float:
-    begun = time.time()
     if lab.status().hosts["titan"] == "running":
         lab.destroy_host("titan")
     lab.destroy_host("replacement")
+    # until here one of them traded
+    gone = time.time()
     lab.start_host("replacement")
-    return begun
+    return gone
 
 
 SCENARIOS = {
