@@ -154,6 +154,7 @@ def swap(params: dict[str, t.Any], conf: _redis.RedisConf, unit: _redis_unit.Uni
     )
     if broke_off:
         unit.prepare(size)
+        unit.unlock()
         gates = exchange.finish()
     else:
         gates = exchange.run()
