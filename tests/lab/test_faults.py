@@ -18,6 +18,7 @@ import pytest
 from titan_dr import drill, playbooks
 from titan_dr.lab import LabError, faults
 from titan_dr.lab.engine import Completed
+from titan_dr.lab.faults import redis, server
 
 
 def test_every_scenario_can_be_drilled() -> None:
@@ -47,11 +48,11 @@ def test_a_fault_that_is_not_known() -> None:
 @pytest.mark.parametrize(("code", "message"), [(0, "is not gone"), (125, "exit code 125")])
 def test_a_host_that_may_still_be_there(monkeypatch: pytest.MonkeyPatch, code: int, message: str) -> None:
     state: Any = type("State", (), {"host": staticmethod(lambda name: {"name": "titan-lab-x-titan"})})
-    monkeypatch.setattr(faults, "load_state", lambda: state)
+    monkeypatch.setattr(server, "load_state", lambda: state)
     engine: Any = type("Engine", (), {"run": staticmethod(lambda *_, **__: Completed([], code))})
-    monkeypatch.setattr(faults, "find", lambda: engine)
+    monkeypatch.setattr(server, "find", lambda: engine)
     with pytest.raises(LabError, match=message):
-        faults.must_be_gone()
+        server.must_be_gone()
 
 
 # The order that the script gets, with a systemd that tells of a process of the test's own. What it does to a real unit the drills show.
@@ -82,7 +83,7 @@ class Unit:
 
     def strike(self, action: str) -> subprocess.CompletedProcess[str]:
         order = {"action": action, "password": "secret", "data_dir": str(self.data), "unit": "redis-server"}
-        script = faults.REDIS_FAULT.replace("6379", str(self.server.port)).replace("seconds=20", "seconds=2")
+        script = redis.REDIS_FAULT.replace("6379", str(self.server.port)).replace("seconds=20", "seconds=2")
         environment = {"PATH": f"{self.folder / 'bin'}:/usr/bin:/bin"}
         argv = [sys.executable, "-c", script]
         return subprocess.run(argv, input=json.dumps(order), env=environment, capture_output=True, text=True, timeout=30, check=False)

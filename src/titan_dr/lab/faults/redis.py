@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The disasters that a drill can cause: each really happens, and shows that it has before anything is recovered."""
+"""Redis and its data are damaged."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from titan_dr.lab import hosts, patient
-from titan_dr.lab.engine import LabError, find
+from titan_dr.lab.engine import LabError
+from titan_dr.lab.faults.base import VICTIM, Fault
 from titan_dr.lab.state import load_state
-
-VICTIM = "titan"
 
 # Runs on the server, because Redis listens on its loopback address only and its files belong to it. Reads its orders from standard input.
 REDIS_FAULT = r"""
@@ -134,35 +131,6 @@ print(json.dumps(found))
 """
 
 
-class UnknownFault(LabError):
-    """There is no such fault in this scenario."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """`strike` makes it happen and returns the evidence; `prove` looks once more, past the code that did it.
-
-    `trades_on`: Titan may go on trading until it is halted, so orders are judged from the halt on.
-    """
-
-    name: str
-    summary: str
-    strike: Callable[[], dict[str, str]]
-    prepare: Callable[[], object] = dict
-    prove: Callable[[], dict[str, str]] = dict
-    trades_on: bool = False
-
-
-def must_be_gone() -> dict[str, str]:
-    """Removed, not merely stopped."""
-    container = load_state().host(VICTIM)["name"]
-    # 0: there, 1: not there, anything else: podman could not say
-    code = find().run("container", "exists", container, check=False, timeout=30).returncode
-    if code != 1:
-        raise LabError(f"{container} is not gone (podman container exists: exit code {code}), so a recovery would prove nothing")
-    return {"podman": "no such container"}
-
-
 def to_redis(action: str) -> dict[str, str]:
     """Do this to the server's Redis; it fails when the effect cannot be seen."""
     state = load_state()
@@ -179,24 +147,9 @@ def _redis_fault(name: str, summary: str, **more: Any) -> Fault:
     return Fault(name, summary, partial(to_redis, name), partial(to_redis, "prepare"), **more)
 
 
-# Scenario -> its faults, the one of a plain drill first.
-FAULTS: Mapping[str, tuple[Fault, ...]] = {
-    "complete_system_failure": (Fault("destroyed", "the server is gone with its disk", lambda: hosts.destroy_host(VICTIM), prove=must_be_gone),),
-    "database_corruption": (
-        _redis_fault("bitflip", "bits flipped in the append only file and in the dump; Redis is killed and does not start again"),
-        _redis_fault("truncated-base", "the base of the append only file is cut in half; Redis is killed and does not start again"),
-        _redis_fault("manifest-missing", "the manifest of the append only file is gone; Redis is killed and starts EMPTY", trades_on=True),
-        _redis_fault("hung", "Redis lives and answers nothing"),
-    ),
-}
-
-
-def find_fault(scenario: str, name: str | None = None) -> Fault:
-    """By name; without one that of a plain drill."""
-    known = FAULTS.get(scenario, ())
-    if not known:
-        raise UnknownFault(f"The lab has no fault for scenario {scenario}; it has some for {', '.join(FAULTS)}")
-    for fault in known:
-        if name in (None, fault.name):
-            return fault
-    raise UnknownFault(f"There is no fault {name} in scenario {scenario}; there are {', '.join(fault.name for fault in known)}")
+FAULTS = (
+    _redis_fault("bitflip", "bits flipped in the append only file and in the dump; Redis is killed and does not start again"),
+    _redis_fault("truncated-base", "the base of the append only file is cut in half; Redis is killed and does not start again"),
+    _redis_fault("manifest-missing", "the manifest of the append only file is gone; Redis is killed and starts EMPTY", trades_on=True),
+    _redis_fault("hung", "Redis lives and answers nothing"),
+)

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The disasters that a drill can cause: each really happens, and shows that it has before anything is recovered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from titan_dr.lab.faults import redis, server
+from titan_dr.lab.faults.base import VICTIM, Fault, UnknownFault
+
+__all__ = ["FAULTS", "VICTIM", "Fault", "UnknownFault", "find_fault"]
+
+# Scenario -> its faults, the one of a plain drill first.
+FAULTS: Mapping[str, tuple[Fault, ...]] = {
+    "complete_system_failure": server.FAULTS,
+    "database_corruption": redis.FAULTS,
+}
+
+
+def find_fault(scenario: str, name: str | None = None) -> Fault:
+    """By name; without one that of a plain drill."""
+    known = FAULTS.get(scenario, ())
+    if not known:
+        raise UnknownFault(f"The lab has no fault for scenario {scenario}; it has some for {', '.join(FAULTS)}")
+    for fault in known:
+        if name in (None, fault.name):
+            return fault
+    raise UnknownFault(f"There is no fault {name} in scenario {scenario}; there are {', '.join(fault.name for fault in known)}")

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a fault is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from titan_dr.lab.engine import LabError
+
+VICTIM = "titan"
+
+
+class UnknownFault(LabError):
+    """There is no such fault in this scenario."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`strike` makes it happen and returns the evidence; `prove` looks once more, past the code that did it.
+
+    `trades_on`: Titan may go on trading until it is halted, so orders are judged from the halt on.
+    `expect`: how the recovery has to end. "halted" is for what no recovery can or may mend: it ends halted, says `cause`, and places no order.
+    `heal`: what mends itself in the world outside, `heal_after_s` seconds after the strike.
+    """
+
+    name: str
+    summary: str
+    strike: Callable[[], dict[str, str]]
+    prepare: Callable[[], object] = dict
+    prove: Callable[[], dict[str, str]] = dict
+    trades_on: bool = False
+    expect: Literal["recovered", "halted"] = "recovered"
+    cause: str = ""
+    heal: Callable[[], object] | None = None
+    heal_after_s: float = 0.0
