@@ -62,7 +62,7 @@ molecule: setup ## the molecule scenarios, on lab hosts
 	MOLECULE_GLOB='molecule/*/molecule.yml' molecule test --all
 
 drills: setup ## real faults against the lab
-	pytest -m 'lab and not slow' --durations=15 tests/lab tests/drills
+	pytest -m 'lab and not slow' -n 2 --dist loadfile --durations=15 tests/lab tests/drills
 
 soak: setup ## the drills and the campaign that are too slow for every change
 	pytest -m slow -s tests/campaign
@@ -72,5 +72,5 @@ sweep: setup ## kill the controller at every point of every recovery (hours), an
 	TITAN_DR_SWEEP=all pytest -m lab -s tests/drills/test_crash_points.py tests/drills/test_two_operators.py
 
 clean: ## remove the lab's hosts and everything that was built here
-	if [ -x .venv/bin/titan-dr ]; then .venv/bin/titan-dr lab down; fi
+	if [ -x .venv/bin/titan-dr ]; then for lab in .lab .lab/gw*; do TITAN_DR_LAB_DIR=$$lab .venv/bin/titan-dr lab down; done; fi
 	rm -rf .venv .lab .cache .ansible build dist .pytest_cache .ruff_cache .mypy_cache src/*.egg-info

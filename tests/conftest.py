@@ -5,8 +5,13 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
+
+# Processes that test side by side raise labs of their own.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ["TITAN_DR_LAB_DIR"] = str(Path(os.environ.get("TITAN_DR_LAB_DIR") or Path(__file__).parents[1] / ".lab") / worker)
 
 # Started in the background or with nohup, a shell leaves these ignored, and every process that a test starts would inherit that.
 for _signal in (signal.SIGINT, signal.SIGHUP):
