@@ -17,7 +17,7 @@ ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir()
 MISSION = {"titan", "provision", "dependencies", "redis_restore", "config_restore", "app_restore", "validate", "trading_halt", "backup"}
 
 TASKS_MAIN_LINES = 60
-TITAN_DEFAULTS_LINES = 100
+TITAN_DEFAULTS_LINES = 130
 
 
 def load(path: Path) -> Any:
