@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import json
 import signal
+import ssl
 import sys
 import time
 from dataclasses import asdict
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import WSCloseCode, WSMsgType, web
-from dialects import Binance, Bybit, Call, Dialect, Keys, Reply
-from venue import BASE_PRICES, Faults, OrderLog, Venue
+from binance import Binance
+from bybit import Bybit, uuid_text
+from dialects import Call, Dialect, Keys, Reply
+from venue import CERTIFICATES, INSTRUMENTS, Faults, Fill, Order, OrderLog, OrderRequest, Position, Rejected, Venue, decimal
 
 MAINTENANCE = "<!DOCTYPE html>\n<html><head><title>Maintenance</title></head><body><h1>System upgrade in progress</h1></body></html>\n"
 TICK = 1.0
@@ -24,9 +27,35 @@ TICK = 1.0
 class VenueServer:
     """REST and WebSocket of one venue, with its faults in front."""
 
-    def __init__(self, venue: Venue, dialect: Dialect, log: OrderLog) -> None:
-        self.venue, self.dialect, self.log = venue, dialect, log
+    def __init__(self, venue: Venue, dialect: Dialect, log: OrderLog, certificates: dict[str, ssl.SSLContext]) -> None:
+        self.venue, self.dialect, self.log, self.certificates = venue, dialect, log, certificates
         self.sockets: set[web.WebSocketResponse] = set()
+        self.runner = web.AppRunner(self.app(), access_log=None, shutdown_timeout=1)
+
+    def tls(self) -> ssl.SSLContext | None:
+        """A listening context that takes the certificate of the moment for each handshake; None: plain http."""
+        if not self.certificates:
+            return None
+        context = server_context()
+
+        def choose(tls: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+            tls.context = self.certificates[self.venue.faults.tls or "good"]
+
+        context.sni_callback = choose
+        return context
+
+    def switch(self, faults: Faults) -> None:
+        if faults.tls and not self.certificates:
+            raise ValueError("tls: this simulator speaks plain http (no --tls-dir)")
+        changed = faults.tls != self.venue.faults.tls
+        self.venue.faults = faults
+        if changed and self.runner.server is not None:
+            for connection in self.runner.server.connections:  # an open connection would hide the other certificate
+                connection.force_close()
+
+    def now(self) -> float:
+        """The venue's own clock."""
+        return time.time() + self.venue.faults.clock_offset
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -61,14 +90,19 @@ class VenueServer:
             if faults.html:
                 reason = "html"
                 return web.Response(text=MAINTENANCE, content_type="text/html")
+            if request.path in self.dialect.position_paths and faults.positions_error:
+                return web.Response(status=500, text="Internal Server Error")
+            if request.path in self.dialect.position_paths and faults.positions_html:
+                return web.Response(text=MAINTENANCE, content_type="text/html")
             if request.path == self.dialect.ws_path or request.path.startswith(self.dialect.ws_path + "/"):
                 return await self._websocket(request)
-            reply = self.dialect.answer(call, self.venue, time.time())
+            reply = self.dialect.answer(call, self.venue, self.now())
             outcome, reason = ("rejected", reply.error) if reply.error else ("accepted", "")
             if faults.drop == "reply":
                 reason = (reason + " drop: reply").strip()
                 return await self._drop(request, "close")
-            return web.json_response(reply.body, status=reply.status)
+            text = reply.body if isinstance(reply.body, str) else json.dumps(reply.body)
+            return web.json_response(text=text, status=reply.status)
         finally:
             if entry is not None:
                 self.log.finish(entry, outcome, reason)
@@ -117,13 +151,28 @@ class VenueServer:
                 if faults.reject_upgrade:  # an open stream would hide the fault
                     await socket.close(code=WSCloseCode.GOING_AWAY)
                     return
-                if faults.drop != "hang":
-                    now = time.time()
-                    for symbol in BASE_PRICES:
+                if faults.drop != "hang" and not faults.ws_silent:
+                    now = self.now()
+                    for symbol in INSTRUMENTS:
                         await socket.send_json(self.dialect.tick(self.venue, symbol, now))
                 await asyncio.sleep(TICK)
         except ConnectionError:
             return  # the client went away between two ticks
+
+
+def told_order(order: Order) -> dict[str, Any]:
+    return {
+        "orderId": order.order_id, "clientOrderId": order.client_order_id, "symbol": order.symbol, "side": order.side, "type": order.order_type,
+        "qty": str(order.qty), "price": str(order.price), "average": str(order.average), "status": order.status, "at": order.at,
+    }  # fmt: skip
+
+
+def told_fill(fill: Fill) -> dict[str, Any]:
+    order = fill.order
+    return {
+        "id": fill.fill_id, "orderId": order.order_id, "clientOrderId": order.client_order_id, "symbol": order.symbol, "side": order.side,
+        "qty": str(order.qty), "price": str(fill.price), "fee": str(fill.fee), "at": fill.at,
+    }  # fmt: skip
 
 
 class Control:
@@ -137,6 +186,9 @@ class Control:
         app.router.add_get("/log", self.get_log)
         app.router.add_get("/state", self.get_state)
         app.router.add_post("/reset", self.reset)
+        app.router.add_post("/orders", self.place)
+        app.router.add_post("/positions", self.position)
+        app.router.add_post("/settings", self.settings)
         app.router.add_route("*", "/faults/{venue}", self.faults)
         return app
 
@@ -155,10 +207,8 @@ class Control:
             venues[name] = {
                 "balance": str(venue.balance),
                 "positions": {symbol: {"size": str(p.size), "entryPrice": str(p.entry_price)} for symbol, p in venue.positions.items()},
-                "open_orders": [
-                    {"clientOrderId": order.client_order_id, "symbol": order.symbol, "side": order.side, "qty": str(order.qty), "price": str(order.price)}
-                    for order in venue.open_orders()
-                ],
+                "open_orders": [told_order(order) for order in venue.open_orders()],
+                "fills": [told_fill(fill) for fill in venue.fills],
                 "faults": asdict(venue.faults),
                 "websockets": len(server.sockets),
             }
@@ -166,9 +216,63 @@ class Control:
 
     async def reset(self, _request: web.Request) -> web.Response:
         for server in self.servers.values():
+            server.switch(Faults())
             server.venue.reset()
         self.log.reset()
         return web.json_response({"last_seq": self.log.last_seq})
+
+    async def _asked(self, request: web.Request, *names: str) -> tuple[VenueServer, dict[str, Any]]:
+        """The venue and the rest of a body in which nothing may stand that is not understood."""
+        body = json.loads(await request.read())
+        if not isinstance(body, dict) or body.get("venue") not in self.servers:
+            raise ValueError("expected a JSON object with a venue of " + ", ".join(self.servers))
+        if unknown := body.keys() - {"venue", *names}:
+            raise ValueError(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(names)}")
+        return self.servers[body.pop("venue")], body
+
+    async def place(self, request: web.Request) -> web.Response:
+        """An order from outside, as by hand on the venue's own pages: no log has it, the venue's orders, fills and positions do."""
+        try:
+            server, body = await self._asked(request, "symbol", "side", "qty", "price", "type", "clientOrderId")
+            text = {name: str(value) for name, value in body.items()}
+            order = OrderRequest(
+                text.get("clientOrderId", ""), text.get("symbol", ""), text.get("side", ""), text.get("type", ""), text.get("qty", ""), text.get("price", "")
+            )
+            return web.json_response(told_order(server.venue.place(order, server.now())))
+        except (ValueError, Rejected) as error:
+            return web.json_response({"error": str(error)}, status=400)
+
+    async def position(self, request: web.Request) -> web.Response:
+        """Set a position as it is, without an order or a fill that would explain it."""
+        try:
+            server, body = await self._asked(request, "symbol", "size", "entryPrice")
+            if body.get("symbol") not in INSTRUMENTS:
+                raise ValueError("symbol: expected one of " + ", ".join(INSTRUMENTS))
+            size = decimal(body.get("size"), "size: expected a signed number")
+            entry = decimal(body.get("entryPrice", server.venue.price(body["symbol"], server.now()) if size else 0), "entryPrice: expected a number")
+        except ValueError as error:
+            return web.json_response({"error": str(error)}, status=400)
+        server.venue.positions[body["symbol"]] = Position(size, entry)
+        return web.json_response({"symbol": body["symbol"], "size": str(size), "entryPrice": str(entry)})
+
+    async def settings(self, request: web.Request) -> web.Response:
+        """Change leverage and margin mode of a symbol, or the position mode of the venue."""
+        try:
+            server, body = await self._asked(request, "symbol", "leverage", "margin", "hedged")
+            if body.get("symbol", "BTCUSDT") not in INSTRUMENTS:
+                raise ValueError("symbol: expected one of " + ", ".join(INSTRUMENTS))
+            if decimal(body.get("leverage", 10), "leverage: expected a number") < 1 or body.get("margin", "cross") not in ("cross", "isolated"):
+                raise ValueError("leverage: at least 1; margin: cross or isolated")
+            if ("leverage" in body or "margin" in body) != ("symbol" in body) or not isinstance(body.get("hedged", False), bool):
+                raise ValueError("expected {venue, symbol, leverage and/or margin} and/or {venue, hedged: true or false}")
+        except ValueError as error:
+            return web.json_response({"error": str(error)}, status=400)
+        venue = server.venue
+        venue.hedged = body.get("hedged", venue.hedged)
+        if "symbol" in body:
+            setting = venue.setting(body["symbol"])
+            setting.leverage, setting.margin = str(body.get("leverage", setting.leverage)), body.get("margin", setting.margin)
+        return web.json_response({"hedged": venue.hedged, "symbols": {symbol: asdict(setting) for symbol, setting in venue.settings.items()}})
 
     async def faults(self, request: web.Request) -> web.Response:
         """GET tells, PUT replaces the whole set by the body, DELETE switches all off."""
@@ -177,11 +281,11 @@ class Control:
             return web.json_response({"error": "unknown venue; known: " + ", ".join(self.servers)}, status=404)
         if request.method == "PUT":
             try:
-                server.venue.faults = Faults.parse(json.loads(await request.read()))
+                server.switch(Faults.parse(json.loads(await request.read())))
             except ValueError as error:
                 return web.json_response({"error": str(error)}, status=400)
         elif request.method == "DELETE":
-            server.venue.faults = Faults()
+            server.switch(Faults())
         elif request.method != "GET":
             return web.json_response({"error": "GET, PUT or DELETE"}, status=405)
         return web.json_response(asdict(server.venue.faults))
@@ -198,34 +302,53 @@ def load_keys(path: Path) -> dict[str, Keys]:
     return keys
 
 
+def server_context() -> ssl.SSLContext:
+    """Without resumption: a client that comes back is shown the certificate of the moment, not spared it."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0
+    return context
+
+
+def load_certificates(folder: Path | None) -> dict[str, ssl.SSLContext]:
+    contexts: dict[str, ssl.SSLContext] = {}
+    if folder is None:
+        return contexts
+    for name in ("good", *CERTIFICATES):
+        contexts[name] = server_context()
+        try:
+            contexts[name].load_cert_chain(folder / f"{name}.pem", folder / f"{name}.key")
+        except OSError as error:  # ssl.SSLError is one
+            raise ValueError(f"{folder / name}.pem, .key: {error}") from None
+    return contexts
+
+
 async def serve(args: argparse.Namespace) -> None:
-    keys = load_keys(args.keys)
+    keys, certificates = load_keys(args.keys), load_certificates(args.tls_dir)
     log = OrderLog(args.log_file)
     servers = {
-        "binance": VenueServer(Venue("binance", unique_client_ids=False), Binance(keys["binance"]), log),
-        "bybit": VenueServer(Venue("bybit", unique_client_ids=True), Bybit(keys["bybit"]), log),
+        "binance": VenueServer(Venue("binance", unique_client_ids=False), Binance(keys["binance"]), log, certificates),
+        "bybit": VenueServer(Venue("bybit", unique_client_ids=True, id_text=uuid_text), Bybit(keys["bybit"]), log, certificates),
     }
-    apps: dict[str, tuple[web.Application, int]] = {
-        "binance": (servers["binance"].app(), args.binance_port),
-        "bybit": (servers["bybit"].app(), args.bybit_port),
-        "control": (Control(servers, log).app(), args.control_port),
+    control = web.AppRunner(Control(servers, log).app(), access_log=None, shutdown_timeout=1)
+    sites = {
+        "binance": (servers["binance"].runner, args.binance_bind or args.bind, args.binance_port, servers["binance"].tls()),
+        "bybit": (servers["bybit"].runner, args.bybit_bind or args.bind, args.bybit_port, servers["bybit"].tls()),
+        "control": (control, args.bind, args.control_port, None),
     }
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    runners: list[web.AppRunner] = []
     ports: dict[str, Any] = {}
     try:
-        for name, (app, port) in apps.items():
-            runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
-            runners.append(runner)
+        for name, (runner, address, port, tls) in sites.items():
             await runner.setup()
-            await web.TCPSite(runner, args.bind, port).start()
+            await web.TCPSite(runner, address, port, ssl_context=tls).start()
             ports[name] = runner.addresses[0][1]
         print("listening " + json.dumps(ports), flush=True)
         await stop.wait()
     finally:
-        for runner in runners:
+        for runner, *_ in sites.values():
             await runner.cleanup()
 
 
@@ -234,6 +357,9 @@ def main() -> int:
     parser.add_argument("--keys", type=Path, required=True, help="JSON file {venue: {api_key, api_secret}}")
     parser.add_argument("--log-file", type=Path, help="append every order request to this file as JSON lines")
     parser.add_argument("--bind", default="0.0.0.0", help="address to listen on (default: all)")
+    parser.add_argument("--binance-bind", help="another address for this venue alone")
+    parser.add_argument("--bybit-bind", help="another address for this venue alone")
+    parser.add_argument("--tls-dir", type=Path, help="folder of {good,expired,not_yet_valid,unknown_ca}.{pem,key}: the venues speak https, not http")
     parser.add_argument("--binance-port", type=int, default=9001)
     parser.add_argument("--bybit-port", type=int, default=9002)
     parser.add_argument("--control-port", type=int, default=9003)

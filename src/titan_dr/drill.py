@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import json
 import secrets
+import threading
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ REDIS_DB = 1
 SEED_SAMPLE = 10000
 WRITES_BEFORE_BACKUP = 50
 WRITES_AFTER_BACKUP = 150  # at 50 a second: the few seconds between the restore point and the disaster
+# An exchange that is well again and gets no order for so long is not traded on: Titan sends one every 1.3 s, in turns.
+WATCH_S = 6.0
 
 
 class DrillError(Exception):
@@ -74,6 +77,8 @@ class Drill:
         objectives = playbooks.scenarios(options.installed)[options.scenario]
         self.fault = faults.find_fault(options.scenario, options.fault)
         self.host = RECOVERED[objectives["recovers"]]
+        # without a restore of data nothing may be lost
+        self.restores = "redis_restore" in objectives["phases"]
         self.request = recovery.Request(
             scenario=options.scenario,
             inventory=options.inventory or [str(paths.project_root() / INVENTORIES[options.profile])],
@@ -86,13 +91,14 @@ class Drill:
             verbosity=options.verbosity,
         )
         self.report = report.empty(run_dir.name, self.request.shown_kind, options.scenario, objectives, "cancelled", "The drill did not get far.")
-        self.evidence: dict[str, Any] = {"profile": options.profile, "keys": options.keys, "fault": self.fault.name}
+        self.evidence: dict[str, Any] = {"profile": options.profile, "keys": options.keys, "fault": self.fault.name, "expected": self.fault.expect}
         self.seeded: dict[str, str] = {}
         self.step = "starting"
         self.state: LabState | None = None
         self.ack_file = run_dir / "acknowledged.jsonl"
         self.writer: oracle.Writer | None = None
         self.tunnel: oracle.Tunnel | None = None
+        self.healing: threading.Timer | None = None
         self.lab_is_ours = False
 
     # --- the course of a drill ---
@@ -103,14 +109,18 @@ class Drill:
         self._back_up()
         disaster_at, struck_at = self._strike()
         self._now("recovering")
-        self.report = recovery.recover(replace(self.request, incident_at=f"{disaster_at:.3f}"), self.display, self.cancellation)
+        told = {**self.fault.extra_vars, **self.request.extra_vars}
+        self.report = recovery.recover(replace(self.request, incident_at=f"{disaster_at:.3f}", extra_vars=told), self.display, self.cancellation)
         self.report["drill"] = self.evidence
         self.cancellation.check()
         if not self.options.check:
             self._look_at_the_data(disaster_at)
-            if self.host == faults.VICTIM and self.report["result"] == "recovered":
+            if self.restores and self.host == faults.VICTIM and self.report["result"] == "recovered":
                 self._look_for_the_old_data()
+            self._look_at_the_heal()
+            self._watch_on()
             self._look_for_orders(struck_at)
+            self._look_at_the_end()
 
     def _now(self, step: str) -> None:
         self.step = step
@@ -162,10 +172,23 @@ class Drill:
         evidence = self.fault.strike()
         struck_at = time.time()
         self._stop_writing()
+        if self.fault.heal is not None:
+            self.healing = threading.Timer(self.fault.heal_after_s, self._heal)
+            self.healing.start()
         evidence |= self.fault.prove()
         self.evidence.update(disaster_at=disaster_at, disaster=evidence)
         self.display.say("Drill: " + "; ".join(f"{name}: {text}" for name, text in evidence.items()))
         return disaster_at, struck_at
+
+    def _heal(self) -> None:
+        """In a thread of its own: the recovery does not know of it."""
+        self.evidence["heal_begun_at"] = time.time()
+        try:
+            if self.fault.heal is not None:
+                self.fault.heal()
+            self.evidence["healed_at"] = time.time()
+        except Exception as error:
+            self.evidence["heal_error"] = str(error) or type(error).__name__
 
     def _look_at_the_data(self, disaster_at: float) -> None:
         """From outside: what the writer and the seed keep of their own, against what the recovered Redis holds."""
@@ -174,7 +197,7 @@ class Drill:
         self._now("counting the loss")
         name = "acknowledged_writes"
         try:
-            taken_at = report.instant(self.report["restore_point"].get("taken_at"))
+            taken_at = report.instant(self.report["restore_point"].get("taken_at")) if self.restores else disaster_at
             with self._tunnel(self.host) as tunnel, self._redis(tunnel) as client:
                 loss = oracle.count_loss(client, self.ack_file, disaster_at, taken_at)
                 now = oracle.read_seed(client, self._every)
@@ -183,7 +206,7 @@ class Drill:
             return
         self.evidence["oracle"] = asdict(loss)
         report.set_loss(self.report, loss.lost, loss.lost_seconds)
-        sound = loss.lost_before_restore_point == 0 and not loss.holes and loss.phantom == 0
+        sound = loss.lost_before_restore_point == 0 and not loss.holes and loss.phantom == 0 and (self.restores or loss.lost == 0)
         evidence = (
             f"{loss.acknowledged} acknowledged, {loss.present} present, {loss.lost} lost ({loss.lost_seconds:.1f} s), "
             f"{loss.lost_before_restore_point} of them older than the restore point, holes {loss.holes[:5]}, never written {loss.phantom}"
@@ -200,6 +223,45 @@ class Drill:
         found = done.stdout.rstrip(", ")
         report.add_gate(self.report, "old_data_kept", "pass" if found else "fail", f"{path}: {found or done.stderr.strip() or 'empty'}")
 
+    def _look_at_the_heal(self) -> None:
+        """A recovery that cannot mend what is wrong has to wait until it is: one that resumed before saw nothing."""
+        if self.fault.heal is None or self.report["result"] != "recovered":
+            return
+        resumed_at = trading_time(self.request.run_dir / report.LEDGER_FILE, "resumed")
+        begun_at = self.evidence.get("heal_begun_at")
+        if resumed_at is None or "heal_error" in self.evidence:
+            verdict, evidence = "unknown", str(self.evidence.get("heal_error", "the ledger names no resume"))
+        elif begun_at is None or resumed_at < begun_at:
+            verdict, evidence = "fail", "trading was resumed while the fault was still there"
+        else:
+            self.evidence["heal_to_resumed_s"] = round(resumed_at - begun_at, 1)
+            verdict, evidence = "pass", f"trading was resumed {self.evidence['heal_to_resumed_s']} s after the fault began to pass"
+        report.add_gate(self.report, "resumed_after_heal", verdict, evidence)
+
+    def _watch_on(self) -> None:
+        """While the exchange cannot be reached the silence of its log proves little: it is made reachable, and must stay without orders."""
+        if self.fault.expect == "halted" or self.fault.halted_venues:
+            self._now(f"taking the fault away, and watching for {WATCH_S:g} s whether trading stays halted")
+            self.fault.cure()
+            time.sleep(WATCH_S)
+
+    def _look_at_the_end(self) -> None:
+        """What no recovery may mend has to end halted, and for the right reason."""
+        if self.fault.expect != "halted" or self.report["result"] not in ("recovered", "failed"):
+            return
+        said = [self.report["message"], *(gate["evidence"] for gate in self.report["gates"] if gate["verdict"] != "pass")]
+        wrong = [
+            *(["it calls itself recovered"] if self.report["result"] == "recovered" else []),
+            *([f"trading is {self.report['trading'] or 'unknown'}"] if self.report["trading"] != "halted" else []),
+            *([f"it does not name the cause {self.fault.cause}"] if not any(self.fault.cause in text for text in said) else []),
+        ]
+        failed = [gate["name"] for gate in self.report["gates"] if gate["name"] == "no_orders_while_halted" and gate["verdict"] != "pass"]
+        evidence = "; ".join(wrong) or f"trading is halted, the cause is {self.fault.cause}"
+        report.add_gate(self.report, "stays_halted", "fail" if wrong else "pass", evidence)
+        if not wrong and not failed:
+            message = f"Nothing can mend {self.fault.name} ({self.fault.cause}), so it had to end halted, and did. It said: {self.report['message']}"
+            self.report.update(result="halted", message=message)
+
     def _look_for_orders(self, since: float) -> None:
         """The exchanges' own log is the only witness of a halt that the recovered side did not make."""
         self._now("asking the exchanges for orders while trading was halted")
@@ -213,7 +275,7 @@ class Drill:
                     raise ValueError("the ledger names no halt")
                 self.evidence["orders_before_the_halt"] = sum(since <= float(order["received"]) < halted_at for order in orders)
                 since = halted_at
-            verdict, evidence, count = orders_while_halted(orders, since, trading_time(ledger, "resumed"))
+            verdict, evidence, count = orders_while_halted(orders, since, trading_time(ledger, "resumed"), self.fault.halted_venues)
         except (OSError, ValueError, KeyError, TypeError) as error:
             verdict, evidence, count = "unknown", f"the exchanges' log could not be read: {error!r}", None
         self.report["orders_while_halted"] = count
@@ -256,6 +318,10 @@ class Drill:
         self.report.update(result=result, message=message, drill=self.evidence)
 
     def clean_up(self) -> None:
+        if self.healing is not None:
+            self.healing.cancel()
+            # it may be in the middle of it
+            self.healing.join(60)
         try:
             self._stop_writing()
         except oracle.OracleError as error:
@@ -282,16 +348,24 @@ def trading_time(ledger: Path, state: str) -> float | None:
     return None
 
 
-def orders_while_halted(orders: Sequence[Mapping[str, Any]], since: float, resumed_at: float | None) -> tuple[str, str, int | None]:
-    """Verdict, evidence and number of orders between the end of trading (by the disaster or the halt) and the resume (or now, without one)."""
-    until = resumed_at if resumed_at is not None else time.time()
-    times = [float(order["received"]) for order in orders]
-    if not any(at < since for at in times):
+def orders_while_halted(
+    orders: Sequence[Mapping[str, Any]], since: float, resumed_at: float | None, still_halted: Collection[str] = ()
+) -> tuple[str, str, int | None]:
+    """Verdict, evidence and number of orders between the end of trading (by the disaster or the halt) and the resume (or now, without one).
+
+    `still_halted`: exchanges on which it was not resumed.
+    """
+    now = time.time()
+    until = resumed_at if resumed_at is not None else now
+    known = [(str(order["venue"]), float(order["received"]), order) for order in orders]
+    before = [venue for venue, at, _ in known if at < since]
+    silent = [venue for venue in still_halted if venue not in before]
+    if not before or silent:
         # a log that saw no trading before cannot show that trading stopped
-        return "unknown", "the exchanges' log shows no order before the halt", None
-    between = [order for order, at in zip(orders, times, strict=True) if since <= at < until]
+        return "unknown", f"the exchanges' log shows no order before the halt{' on ' + ', '.join(silent) if silent else ''}", None
+    between = [order for venue, at, order in known if since <= at < (now if venue in still_halted else until)]
     if between:
         names = ", ".join(f"{order.get('venue')} {order.get('clientOrderId')}" for order in between[:5])
         return "fail", f"{len(between)} orders while halted: {names}", len(between)
-    before = sum(at < since for at in times)
-    return "pass", f"{before} orders before the halt, none in the {until - since:.1f} s until the resume", 0
+    told = f"{len(before)} orders before the halt, none in the {until - since:.1f} s until the resume"
+    return "pass", told + "".join(f", none on {venue} until now ({now - since:.1f} s)" for venue in still_halted), 0

@@ -44,6 +44,22 @@ def test_orders_while_halted(received: list[float], resumed: float | None, verdi
     assert drill.orders_while_halted(orders, 100.0, resumed)[::2] == (verdict, count)
 
 
+@pytest.mark.parametrize(
+    ("received", "verdict", "count"),
+    [
+        ([("binance", 90), ("bybit", 91), ("binance", 210)], "pass", 0),
+        ([("binance", 90), ("bybit", 91), ("bybit", 210)], "fail", 1),
+        ([("binance", 90), ("bybit", 91), ("binance", 150)], "fail", 1),
+        # it never traded there, so its silence now says nothing
+        ([("binance", 90), ("binance", 210)], "unknown", None),
+    ],
+)
+def test_an_exchange_that_stays_halted_while_the_other_resumes(received: list[tuple[str, float]], verdict: str, count: int | None) -> None:
+    orders = [{**ORDER, "venue": venue, "received": at} for venue, at in received]
+    found = drill.orders_while_halted(orders, 100.0, 200.0, ["bybit"])
+    assert (found[::2] == (verdict, count) and "bybit" in found[1]) or verdict == "fail"
+
+
 def test_a_resume_counts_from_its_call_and_a_halt_from_its_proof(tmp_path: Path) -> None:
     ledger = tmp_path / "ledger.jsonl"
     said = ((50.0, "halted"), (60.0, "halted"), (100.0, "resumed"))
@@ -66,6 +82,7 @@ class Stage:
         self.orders: Any = [{**ORDER, "received": 1.0}]
         self.loss = oracle.Loss(100, 90, 10, 0, 0, 0, 1.0, 1.0, 2.0, [])
         self.trouble: dict[str, Callable[[], None]] = {}
+        self.takes_s = 0.0
         host: Any = {"name": "titan-lab-x-titan", "address": "10.0.0.1", "image": "i"}
         empty: dict[str, Any] = {}
         hosts = {"titan": host, "replacement": host}
@@ -90,6 +107,7 @@ class Stage:
                 stage.step("writer stopped")
 
         monkeypatch.setattr(drill, "find_state", lambda: None)
+        monkeypatch.setattr(drill, "WATCH_S", 0.0)
         monkeypatch.setattr(drill.lab, "up", lambda *_: self.step("up", self.state))
         monkeypatch.setattr(drill.lab, "down", lambda *_: self.step("down"))
         monkeypatch.setattr(drill.lab, "ssh_options", lambda state: [])
@@ -108,8 +126,10 @@ class Stage:
 
     def fault(self, real: faults.Fault) -> faults.Fault:
         """The same, without doing harm."""
+        steps: dict[str, Any] = {name: partial(self.step, name) for name in ("prepare", "cure", *(["heal"] if real.heal else []))}
         strike = partial(self.step, f"strike {real.name}", {"effect": "gone"})
-        return replace(real, strike=strike, prepare=partial(self.step, "prepare"), prove=partial(self.step, "gone", {"podman": "no such container"}))
+        prove = partial(self.step, "gone", {"podman": "no such container"})
+        return replace(real, strike=strike, prove=prove, heal_after_s=min(real.heal_after_s, 0.01), **steps)
 
     def step(self, name: str, result: Any = None) -> Any:
         self.done.append(name)
@@ -119,7 +139,9 @@ class Stage:
 
     def recover(self, request: recovery.Request, *_: Any) -> dict[str, Any]:
         self.step("recover")
+        time.sleep(self.takes_s)
         assert request.kind == "drill" and request.incident_at is not None
+        self.told = request.extra_vars
         rows = [{"event": "task", "at": at, "titan_dr": {"trading": state}} for state, at in self.ledger]
         (self.run_dir / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         found = report.empty("r1", "drill", SCENARIO, {"rto_s": 900, "rpo_s": 300}, "recovered", "All gates passed.")
@@ -165,6 +187,11 @@ def test_the_course_of_a_drill_in_place(stage: Stage) -> None:
 def test_the_fault_that_was_asked_for(stage: Stage) -> None:
     assert stage.run(CORRUPTION, fault="hung")["drill"]["fault"] == "hung"
     assert "strike hung" in stage.done
+
+
+def test_what_an_operator_would_say_besides(stage: Stage) -> None:
+    stage.run(CORRUPTION, fault="keys-deleted", extra_vars={"redis_restore_to": "5", "own": 1})
+    assert stage.told == {"database_corruption_confirm": True, "redis_restore_to": "5", "own": 1}
 
 
 def test_corrupt_data_that_is_not_kept(stage: Stage) -> None:
@@ -271,3 +298,107 @@ def test_a_failed_recovery_is_still_watched_for_orders(stage: Stage) -> None:
     stage.recovered = {"result": "failed", "message": "gates"}
     found = stage.run()
     assert "count" not in stage.done and found["gates"][-1]["name"] == "no_orders_while_halted" and found["message"] == "gates"
+
+
+PARTITION = "network_partition"
+NOTHING_LOST = oracle.Loss(100, 100, 0, 0, 0, 0, None, 1.0, 0.0, [])
+
+
+@pytest.fixture
+def cut_off(stage: Stage) -> Stage:
+    """A server whose data nothing happens to."""
+    stage.loss = NOTHING_LOST
+    now = time.time()
+    stage.orders = [{"venue": venue, "clientOrderId": "c", "received": at} for venue in ("binance", "bybit") for at in (1.0, now + 1)]
+    stage.ledger = [("halted", now + 2), ("resumed", now + 9)]
+    return stage
+
+
+def test_without_a_restore_nothing_may_be_lost(cut_off: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(oracle, "count_loss", lambda *what: [asked.append(what), cut_off.loss][1])
+    cut_off.recovered = {"result": "recovered", "restore_point": {}, "rpo": {"target_s": 0, "actual_s": None, "basis": None, "met": None}}
+    found = cut_off.run(PARTITION)
+    assert (found["result"], report.exit_code(found), found["rpo"]["met"]) == ("recovered", 0, True), found
+    # up to the disaster, and no old data is looked for
+    assert asked[0][2] == asked[0][3] and "old_data_kept" not in {gate["name"] for gate in found["gates"]}
+    assert "cure" not in cut_off.done and found["drill"]["expected"] == "recovered"
+    cut_off.loss = replace(NOTHING_LOST, present=99, lost=1, lost_seconds=0.1)
+    assert "acknowledged_writes (fail)" in cut_off.run(PARTITION)["message"]
+
+
+def test_what_heals_outside(cut_off: Stage) -> None:
+    cut_off.takes_s = 0.3
+    found = cut_off.run(PARTITION, fault="link-down")
+    assert (found["result"], cut_off.done.count("heal")) == ("recovered", 1), found
+    assert found["drill"]["healed_at"] < cut_off.ledger[1][1] and found["drill"]["heal_to_resumed_s"] > 5
+    # a resume before that had not looked
+    cut_off.ledger[1] = ("resumed", found["drill"]["healed_at"] - 60)
+    assert "resumed_after_heal (fail)" in cut_off.run(PARTITION, fault="link-down")["message"]
+
+
+def test_what_never_healed(cut_off: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "FAULTS", {PARTITION: tuple(replace(fault, heal_after_s=99.0) for fault in faults.FAULTS[PARTITION])})
+    found = cut_off.run(PARTITION, fault="link-down")
+    assert "heal" not in cut_off.done and "resumed_after_heal (fail)" in found["message"]
+
+
+def test_a_heal_that_fails(cut_off: Stage) -> None:
+    def trouble() -> None:
+        raise LabError("no podman")
+
+    cut_off.trouble["heal"], cut_off.takes_s = trouble, 0.3
+    found = cut_off.run(PARTITION, fault="link-down")
+    assert "resumed_after_heal (unknown)" in found["message"] and found["drill"]["heal_error"] == "no podman"
+
+
+HALTED = {"result": "failed", "trading": "halted", "message": "Gates not passed: network (fail)"}
+WHY = [{"name": "network", "verdict": "fail", "evidence": "binance: tls_untrusted"}]
+
+
+def test_what_has_to_end_halted(cut_off: Stage) -> None:
+    cut_off.ledger = cut_off.ledger[:1]
+    cut_off.recovered = {**HALTED, "gates": WHY}
+    found = cut_off.run(PARTITION, fault="tls-interception")
+    assert (found["result"], report.exit_code(found)) == ("halted", 0), found
+    assert "tls_untrusted" in found["message"] and HALTED["message"] in found["message"]
+    assert cut_off.done[-2:] == ["cure", "down"], "an exchange that is well again must not see orders either"
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"gates": []}, "does not name the cause"),
+        ({"trading": None}, "trading is unknown"),
+        ({"result": "recovered", "trading": "resumed"}, "calls itself recovered"),
+    ],
+)
+def test_what_has_to_end_halted_and_does_not(cut_off: Stage, change: dict[str, Any], word: str) -> None:
+    cut_off.recovered = {**HALTED, "gates": WHY, **change}
+    found = cut_off.run(PARTITION, fault="tls-interception")
+    assert (found["result"], report.exit_code(found)) == ("failed", 1), found
+    assert word in next(gate["evidence"] for gate in found["gates"] if gate["name"] == "stays_halted")
+
+
+def test_halted_with_an_order_afterwards(cut_off: Stage) -> None:
+    cut_off.ledger = [("halted", 2.0)]
+    cut_off.recovered = {**HALTED, "gates": WHY}
+    cut_off.orders = [{**ORDER, "received": at} for at in (1.0, time.time() - 0.1)]
+    found = cut_off.run(PARTITION, fault="tls-interception")
+    assert (found["result"], report.exit_code(found)) == ("failed", 1)
+
+
+def test_a_refusal_is_no_halt(cut_off: Stage) -> None:
+    cut_off.recovered = {**HALTED, "result": "refused", "trading": None}
+    assert cut_off.run(PARTITION, fault="tls-interception")["result"] == "refused"
+
+
+def test_one_exchange_stays_halted(cut_off: Stage) -> None:
+    assert cut_off.run(PARTITION, fault="venue-down")["result"] == "recovered"
+    assert cut_off.done[-2:] == ["cure", "down"]
+    now = time.time()
+    cut_off.ledger = [("halted", now - 50), ("resumed", now - 40)]
+    cut_off.orders = [{**order, "received": at} for order in cut_off.orders[::2] for at in (1.0, now - 10) if order["venue"] == "binance" or at == 1.0]
+    assert cut_off.run(PARTITION, fault="venue-down")["orders_while_halted"] == 0
+    cut_off.orders.append({"venue": "bybit", "clientOrderId": "late", "received": now - 10})
+    assert "no_orders_while_halted (fail)" in cut_off.run(PARTITION, fault="venue-down")["message"]

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Any
 
 import pytest
 
-from titan_dr import drill, playbooks
-from titan_dr.lab import LabError, faults
+import exchange_simulator
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _network
+from titan_dr import drill, lab, playbooks
+from titan_dr.lab import LabError, LabState, certificates, faults
 from titan_dr.lab.engine import Completed
-from titan_dr.lab.faults import redis, server
+from titan_dr.lab.faults import network, redis, server
 
 
 def test_every_scenario_can_be_drilled() -> None:
@@ -41,7 +44,7 @@ def test_what_a_plain_drill_causes() -> None:
 def test_a_fault_that_is_not_known() -> None:
     with pytest.raises(faults.UnknownFault, match="bitflip, truncated-base, manifest-missing, hung"):
         faults.find_fault("database_corruption", "flood")
-    with pytest.raises(faults.UnknownFault, match="complete_system_failure, database_corruption"):
+    with pytest.raises(faults.UnknownFault, match=r"complete_system_failure, .*database_corruption, .*network_partition"):
         faults.find_fault("flood")
 
 
@@ -155,6 +158,30 @@ def test_a_base_that_is_cut(unit: Unit) -> None:
     assert base.stat().st_size == size // 2 and "does not start: unit failed/failed" in json.loads(done.stdout)["effect"]
 
 
+def test_a_tail_and_a_base_that_are_damaged(unit: Unit) -> None:
+    assert unit.strike("prepare").returncode == 0
+    before = {path: path.read_bytes() for path in unit.data.rglob("*") if path.is_file()}
+    unit.says(ActiveState="failed", SubState="failed")
+    assert unit.strike("aof-tail").returncode == 0
+    (log,) = unit.data.rglob("*.incr.aof")
+    assert log.read_bytes()[:-512] == before[log] and unit.server.process.wait(5) == -9
+    assert all(path.read_bytes() == data for path, data in before.items() if path != log)
+
+
+def test_a_script_that_deletes(unit: Unit) -> None:
+    # there is no order to delete
+    assert "no keys are missing" in unit.strike("keys-deleted").stderr
+    done = unit.strike("flushed")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["effect"] == "Redis answers and holds 0 of 199 keys"
+
+
+def test_files_that_are_removed(unit: Unit) -> None:
+    done = unit.strike("emptied")
+    # nobody starts it here
+    assert done.returncode != 0 and "Redis does not answer again" in done.stderr and not list(unit.data.iterdir())
+
+
 def test_a_fault_without_effect_is_an_error(unit: Unit) -> None:
     with subprocess.Popen(["sleep", "30"]) as another:
         unit.says(MainPID=another.pid)
@@ -162,3 +189,186 @@ def test_a_fault_without_effect_is_an_error(unit: Unit) -> None:
         another.kill()
     assert done.returncode != 0 and "Redis still answers" in done.stderr
     assert "no such action" in unit.strike("flood").stderr
+
+
+# --- the network --------------------------------------------------------------------------------------------------------
+
+PARTITION = "network_partition"
+
+
+def test_network_faults_say_what_becomes_of_them() -> None:
+    for fault in network.FAULTS:
+        # the server itself is well, and the lab can go on
+        assert fault.trades_on and fault.cure is network.cure, fault.name
+        assert (fault.heal is None) == (fault.heal_after_s == 0), fault.name
+        assert (fault.expect == "halted") == bool(fault.cause), fault.name
+        assert not (fault.heal and fault.expect == "halted"), fault.name
+    # in the words of those who have to find them
+    assert {fault.cause for fault in network.FAULTS} - {""} <= set(_network.DEFINITE)
+    assert set(network.BOTH) == {"binance", "bybit"} >= set(faults.find_fault(PARTITION, "venue-down").halted_venues)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> LabState:
+    hosts: Any = {name: {"name": name, "address": f"10.9.9.{last}", "image": "i"} for name, last in lab.hosts.ADDRESSES.items()}
+    venues = {
+        "binance": {"name": "api.binance.lab", "address": "10.9.9.13", "port": 9001},
+        "bybit": {"name": "api.bybit.lab", "address": "10.9.9.14", "port": 9002},
+    }
+    keys = {venue: dict(pair) for venue, pair in exchange_simulator.KEYS.items()}
+    state = LabState("r", "guide", "n", "10.9.9.0/24", {}, hosts, {}, {}, {}, {}, "p", "c", keys, "http://10.9.9.13:9003", venues, "CA")
+    monkeypatch.setattr(network, "load_state", lambda: state)
+    return state
+
+
+def test_the_lab_itself_is_never_cut_off(small: LabState) -> None:
+    text = network.rules(small, *network.EVERYTHING)
+    assert "ip saddr != 10.9.9.1 drop" in text and "hook input" in text
+    assert "{ 9001, 9002 } ip daddr != 10.9.9.1 drop" in network.rules(small, "tcp sport {ports} ip daddr != {outside} drop", output=True)
+    # it replaces what an earlier fault left
+    assert text.startswith(network.EMPTY)
+
+
+class Told:
+    """Stands for the hosts, and keeps what they were told to do."""
+
+    def __init__(self, answer: Completed) -> None:
+        self.answer, self.told = answer, list[tuple[str, str, str]]()
+
+    def __call__(self, host: str, argv: list[str], input: str = "", timeout: float = 0, check: bool = True) -> Completed:
+        self.told.append((host, argv[-1], input))
+        return self.answer
+
+
+def test_a_rule_that_is_not_taken_is_an_error(small: LabState, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network.hosts, "exec", Told(Completed([], 1, "", "syntax error, unexpected drop")))
+    with pytest.raises(LabError, match="exchange: syntax error"):
+        network.cut("exchange", *network.DNS)
+
+
+def test_an_effect_that_is_not_the_one_meant(small: LabState, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"binance": ["ok", ""], "bybit": ["tcp", "10.9.9.14:9002: timed out"], "store": ["ok", ""]}
+    monkeypatch.setattr(network.hosts, "exec", Told(Completed([], 0, json.dumps(found), "")))
+    assert network.seen({"bybit": "tcp"}) == {"bybit": "tcp: 10.9.9.14:9002: timed out"}
+    for meant in ({}, {"bybit": "dns"}, {"bybit": "tcp", "binance": "tcp"}):
+        with pytest.raises(LabError, match="did not take effect as meant"):
+            network.seen(meant)
+    monkeypatch.setattr(network.hosts, "exec", Told(Completed([], 1, "", "Traceback")))
+    with pytest.raises(LabError, match="could not look for the exchanges: Traceback"):
+        network.seen({})
+
+
+class Names(threading.Thread):
+    """A name server that gives one address for everything, or says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.address: str | None = "127.0.0.1"
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            question, sender = self.socket.recvfrom(512)
+            if self.address:
+                self.socket.sendto(question[:2] + b"\x81\x80\0\1\0\1\0\0\0\0" + question[12:] + socket.inet_aton(self.address), sender)
+
+
+class Ways:
+    """The simulated exchanges of a test, as the script on the server sees them."""
+
+    def __init__(self, folder: Path) -> None:
+        authority, shown = certificates.make(["api.binance.lab", "api.bybit.lab"])
+        self.folder, self.names = folder, Names()
+        (folder / "tls").mkdir()
+        for name, text in {**{f"tls/{name}": text for name, text in shown.items()}, "ca.pem": authority, "resolv.conf": "nameserver 127.0.0.1\n"}.items():
+            (folder / name).write_text(text)
+        (folder / "bin").mkdir()
+        self.route("true")
+        self.exchanges = exchange_simulator.start(folder, "--tls-dir", str(folder / "tls"))
+
+    def route(self, says: str) -> None:
+        (self.folder / "bin" / "ip").write_text(f"#!/bin/sh\n{says}\n")
+        (self.folder / "bin" / "ip").chmod(0o755)
+
+    def ends(self, **more: Any) -> dict[str, list[str]]:
+        ways: dict[str, Any] = {"store": {"address": "127.0.0.1", "port": self.exchanges.ports["control"]}}
+        for venue, known in network.wiring.VENUES.items():
+            keys = exchange_simulator.KEYS[venue]
+            ways[venue] = {"host": known.name, "address": "127.0.0.1", "port": self.exchanges.ports[venue], "ws": known.stream}
+            ways[venue] |= {"key": keys["api_key"], "secret": keys["api_secret"], **more}
+        port = self.names.socket.getsockname()[1]
+        script = network.PROBE.replace("/etc/resolv.conf", str(self.folder / "resolv.conf")).replace("(server, 53)", f"(server, {port})")
+        order = json.dumps({"ca": str(self.folder / "ca.pem"), "ways": ways})
+        environment = {"PATH": f"{self.folder / 'bin'}:/usr/bin:/bin"}
+        argv = [sys.executable, "-c", script.replace("WAIT = 1.5", "WAIT = 0.3")]
+        done = subprocess.run(argv, input=order, env=environment, capture_output=True, text=True, timeout=30, check=True)
+        found: dict[str, list[str]] = json.loads(done.stdout)
+        assert found.pop("store")[0] == ("ok" if "exit" not in (self.folder / "bin" / "ip").read_text() else "route")
+        return found
+
+    def both(self, layer: str, *words: str) -> None:
+        for end, said in self.ends().values():
+            assert end == layer, said
+            assert any(word in said for word in words) or not words, said
+
+
+@pytest.fixture
+def ways(tmp_path: Path) -> Iterator[Ways]:
+    made = Ways(tmp_path)
+    try:
+        yield made
+    finally:
+        exchange_simulator.end(made.exchanges)
+
+
+def test_how_far_a_server_gets(ways: Ways) -> None:
+    ways.both("ok")
+    for fault, layer, *words in (
+        ({"tls": "unknown_ca"}, "tls", "issuer"),
+        ({"tls": "expired"}, "tls", "expired"),
+        ({"rate_limit": 429}, "http", "429"),
+        ({"maintenance": True}, "http", "503", "10016"),
+        ({"key_not_whitelisted": True}, "http", "-2015", "10010"),
+        ({"html": True}, "http", "<!DOCTYPE"),
+        ({"reject_upgrade": True}, "ws", "403"),
+        ({"ws_silent": True}, "ws", "no data"),
+        ({}, "ok"),
+    ):
+        for venue in network.BOTH:
+            ways.exchanges.faults(venue, **fault)
+        ways.both(str(layer), *words)
+    ways.names.address = "127.0.0.9"
+    ways.both("dns", "is 127.0.0.9")
+    ways.names.address = None
+    ways.both("dns", "timed out")
+    ways.names.address = "127.0.0.1"
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        assert {end for end, _ in ways.ends(port=closed.getsockname()[1]).values()} == {"tcp"}
+    ways.route("echo 'RTNETLINK answers: Invalid argument' >&2; exit 2")
+    ways.both("route", "Invalid argument")
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+def test_each_network_fault_takes_effect_and_can_be_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TITAN_DR_LAB_DIR", str(tmp_path / "lab"))
+    state = lab.up("guide", print)
+    try:
+        for fault in network.FAULTS:
+            fault.strike()
+            fault.prove()
+            if fault.heal is not None:
+                fault.heal()
+                network.seen({})
+            # as a recovery may leave it
+            other, bybit = state.host("backup")["address"], state.venues["bybit"]["address"]
+            mend = f"ip route replace {bybit}/32 via {other}; echo nameserver {other} > /etc/resolv.conf; echo {bybit} api.bybit.lab >> /etc/hosts"
+            lab.exec("titan", ["sh", "-ec", mend])
+            fault.cure()
+            assert other not in lab.exec("titan", ["sh", "-ec", "cat /etc/resolv.conf; ip route"]).stdout
+            assert lab.exec("titan", ["cat", "/etc/hosts"]).stdout == lab.hosts.hosts_file(state)
+    finally:
+        lab.down()

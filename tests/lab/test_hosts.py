@@ -3,30 +3,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import ipaddress
 import json
 import os
+import re
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from titan_dr import lab
-from titan_dr.lab import engine, hosts, images, patient, state
+from titan_dr.lab import certificates, engine, hosts, images, patient, state, wiring
 from titan_dr.lab.engine import LabError
 from titan_dr.lab.stage import Stage, ids_of
 from titan_dr.paths import project_root
 
 NETWORK = ipaddress.IPv4Network
+BYBIT = "https://api.bybit.lab:9002"
 
 
 @pytest.fixture
@@ -52,6 +58,11 @@ def some_state(**override: Any) -> state.LabState:
         "redis_config_command": "CONFIG_1",
         "exchange_keys": {"binance": {"api_key": "k1", "api_secret": "s1"}, "bybit": {"api_key": "k2", "api_secret": "s2"}},
         "exchange_control": "http://10.213.0.13:9003",
+        "venues": {
+            "binance": {"name": "api.binance.lab", "address": "10.213.0.13", "port": 9001},
+            "bybit": {"name": "api.bybit.lab", "address": "10.213.0.14", "port": 9002},
+        },
+        "exchange_ca": "-----BEGIN CERTIFICATE-----",
     }
     return state.LabState(**{**values, **override})
 
@@ -274,6 +285,9 @@ def test_configuration_of_each_profile_renders(profile: str) -> None:
     assert secrets["redisPassword"] == some_state().redis_password
     assert secrets["exchanges"]["bybit"] == {"apiKey": "k2", "apiSecret": "s2"}
     assert "rename-command CONFIG CONFIG_1" in files["redis.conf"]
+    trader = next(json.loads(text) for name, text in files.items() if '"exchanges"' in text and name != "secrets.json")
+    ca = patient.exchange_ca(patient.titan_vars(profile))
+    assert trader["exchanges"]["bybit"] == {"rest": BYBIT, "ws": f"{BYBIT.replace('https', 'wss')}/v5/public/linear", "ca": ca, "symbol": "BTCUSDT"}
     for name, text in files.items():
         assert "{{" not in text
         if name.endswith(".json"):
@@ -301,12 +315,80 @@ def test_inventory_reads_the_running_lab(name: str, folder: Path) -> None:
     listed = subprocess.run([f"{ansible}-inventory", "-i", str(inventory), "--list"], capture_output=True, text=True, timeout=60, check=True, env=environment)
     groups = json.loads(listed.stdout)
     assert (groups["titan_servers"]["hosts"], groups["titan_replacement"]["hosts"]) == (["titan"], ["replacement"])
-    shown = "msg={{ ansible_host }}|{{ ansible_ssh_common_args }}"
+    known = "{{ titan_venues[1].rest }}|{{ titan_venues[1].addresses[0] }}|{{ titan_network.resolvers[0] }}|{{ titan_network.routes[1].values() | join('~') }}"
+    shown = "msg={{ ansible_host }}|{{ ansible_ssh_common_args }}|" + known
     argv = [ansible, "all", "-i", str(inventory), "-m", "ansible.builtin.debug", "-a", shown]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True, env=environment)
     assert "10.213.0.10|" in done.stdout
     assert "10.213.0.11|" in done.stdout
     assert "UserKnownHostsFile=/h " in done.stdout
+    assert f"|{BYBIT}|10.213.0.14|10.213.0.12|10.213.0.14~10.213.0.12" in done.stdout
+    # the services find the exchanges where the recovery does
+    profile = next(profile for profile, folder in patient.PROFILES.items() if folder == name)
+    configs = {Path(item["config"]).name for item in patient.titan_vars(profile)["titan_components"]}
+    assert configs <= set(patient.render_configuration(profile, patient.titan_vars(profile), some_state(profile=profile)))
+
+
+# --- certificates and names ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "complaint"),
+    [("good", None), ("expired", "has expired"), ("not_yet_valid", "not yet valid"), ("unknown_ca", "unable to get (local )?issuer certificate")],
+)
+def test_each_certificate_is_wrong_in_its_own_way(tmp_path: Path, kind: str, complaint: str | None) -> None:
+    authority, files = certificates.make(["api.binance.lab", "api.bybit.lab"])
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context(cadata=authority)
+    server.load_cert_chain(tmp_path / f"{kind}.pem", tmp_path / f"{kind}.key")
+    client.verify_flags |= ssl.VERIFY_X509_STRICT
+    ours, theirs = ssl.MemoryBIO(), ssl.MemoryBIO()
+    asks = client.wrap_bio(ours, theirs, server_hostname="api.bybit.lab")
+    answers = server.wrap_bio(theirs, ours, server_side=True)
+    found = None
+    with contextlib.suppress(ssl.SSLWantReadError):
+        asks.do_handshake()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        answers.do_handshake()
+    try:
+        asks.do_handshake()
+    except ssl.SSLCertVerificationError as error:
+        found = error.verify_message
+    assert (found is None) if complaint is None else re.search(complaint, found or "")
+
+
+class Resolver:
+    """Answers one question with these bytes behind the question's number."""
+
+    def __init__(self, *replies: bytes) -> None:
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        threading.Thread(target=self.answer, args=(replies,), daemon=True).start()
+
+    def answer(self, replies: tuple[bytes, ...]) -> None:
+        for reply in replies:
+            question, sender = self.socket.recvfrom(512)
+            self.socket.sendto((question[:2] if len(reply) > 2 else b"") + reply, sender)
+
+
+@pytest.mark.parametrize(
+    ("reply", "found"),
+    [
+        (b"\x81\x80\0\1\0\1\0\0\0\0" + b"...." + bytes([10, 213, 0, 14]), "10.213.0.14"),
+        (b"\x81\x83\0\1\0\0\0\0\0\0", None),
+        (b"\x81\x85\0\1\0\0\0\0\0\0", "code 5"),
+        (b"no", "code 0"),
+        (b"", "timed out"),
+    ],
+)
+def test_a_lookup_says_what_the_server_said(monkeypatch: pytest.MonkeyPatch, reply: bytes, found: str | None) -> None:
+    resolver = Resolver(*([reply] if reply else []))
+    monkeypatch.setattr(wiring, "DNS_PORT", resolver.socket.getsockname()[1])
+    try:
+        assert wiring.lookup("127.0.0.1", "api.bybit.lab", timeout=0.5) == found
+    except OSError as error:
+        assert found is not None and found in str(error)
 
 
 # --- a real lab, without its Titan --------------------------------------------------------------------------------------
@@ -409,6 +491,59 @@ def test_no_way_out(small_lab: state.LabState) -> None:
     evidence = small_lab.isolation["replacement"]
     assert evidence["reached"] == evidence["default_routes"] == []
     assert len(evidence["failed"]) >= 3
+
+
+@pytest.mark.lab
+def test_both_name_servers_know_the_exchanges_and_nothing_else(small_lab: state.LabState) -> None:
+    for server in ("exchange", "backup"):
+        found = {name: wiring.lookup(small_lab.host(server)["address"], name) for name in ("api.binance.lab", "api.bybit.lab", "fapi.binance.com", "titan")}
+        prefix = small_lab.subnet.rpartition(".")[0]
+        assert found == {"api.binance.lab": f"{prefix}.13", "api.bybit.lab": f"{prefix}.14", "fapi.binance.com": None, "titan": None}
+    assert ssh(small_lab, "replacement", "getent", "hosts", "api.bybit.lab").stdout.split() == [f"{prefix}.14", "api.bybit.lab"]
+    assert ssh(small_lab, "replacement", "getent", "hosts", "fapi.binance.com").returncode == 2
+
+
+def tls(small: state.LabState, host: str, venue: str) -> subprocess.CompletedProcess[str]:
+    """A handshake from this host with the exchange, by its name, and where it ended."""
+    known = small.venues[venue]
+    code = (
+        "import socket, ssl, sys; context = ssl.create_default_context(cadata=sys.stdin.read()); "
+        f"link = socket.create_connection(({known['name']!r}, {known['port']}), 3); "
+        f"print(context.wrap_socket(link, server_hostname={known['name']!r}).getpeername()[0])"
+    )
+    return subprocess.run(
+        ["ssh", *lab.ssh_options(small), f"root@{small.host(host)['address']}", f'/usr/bin/python3 -c "{code}"'],
+        input=small.exchange_ca, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.lab
+def test_the_exchanges_show_certificates_of_the_labs_authority(small_lab: state.LabState) -> None:
+    for venue, known in small_lab.venues.items():
+        assert tls(small_lab, "replacement", venue).stdout.strip() == known["address"]
+    stranger = replace(small_lab, exchange_ca=certificates.make(["api.binance.lab"])[0])
+    assert "certificate verify failed" in tls(stranger, "replacement", "binance").stderr
+
+
+@pytest.mark.lab
+def test_the_backup_host_is_another_way_to_the_exchanges(small_lab: state.LabState) -> None:
+    """What the exchanges drop from the host itself gets through by way of the other, which leads nowhere else."""
+    own, way = (small_lab.host(name)["address"] for name in ("replacement", "backup"))
+    address = small_lab.venues["bybit"]["address"]
+    lab.exec("exchange", ["nft", "-f", "-"], input=f"table ip t {{ chain c {{ type filter hook input priority 0; ip saddr {own} tcp dport 9002 drop; }}; }}\n")
+    try:
+        assert "timed out" in tls(small_lab, "replacement", "bybit").stderr
+        lab.exec("replacement", ["ip", "route", "add", f"{address}/32", "via", way])
+        for _ in range(3):  # and it stays that way: nobody tells it of the direct one
+            assert tls(small_lab, "replacement", "bybit").stdout.strip() == address
+        beyond = small_lab.subnet.rpartition(".")[0] + ".1"
+        lab.exec("replacement", ["ip", "route", "add", f"{beyond}/32", "via", way])
+        done = lab.exec("replacement", ["/usr/bin/python3", "-c", f"import socket; socket.create_connection(({beyond!r}, 22), 2)"], check=False)
+        assert "timed out" in done.stderr
+    finally:
+        lab.exec("exchange", ["nft", "delete", "table", "ip", "t"])
+        lab.exec("replacement", ["ip", "route", "flush", "via", way])
+    assert tls(small_lab, "replacement", "bybit").returncode == 0
 
 
 @pytest.mark.lab

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import importlib.util
 import json
@@ -24,6 +25,8 @@ import jinja2
 import pytest
 import redis
 
+from titan_dr.lab import certificates
+
 ROOT = Path(__file__).resolve().parents[2]
 TITAN = ROOT / "lab" / "titan"
 SIMULATOR = ROOT / "lab" / "exchanges" / "simulator.py"
@@ -36,8 +39,9 @@ VALUES: dict[str, Any] = {
     "redis_config_command": "CONFIG_lab1",
     "environment_id": "titan-test",
     "exchange_keys": {venue: {"api_key": f"{venue}-key", "api_secret": f"{venue}-secret"} for venue in ("binance", "bybit")},
-    "exchange_host": "127.0.0.1",
+    "exchanges": {"binance": "localhost:9001", "bybit": "localhost:9002"},
 }
+EXCHANGE_CA, SHOWN = certificates.make(["localhost"])
 PORTS = {"guide": [3000, 3001, 3002, 3003, 3004], "variant": [8080, 3100, 8081]}
 
 pytestmark = pytest.mark.skipif(not (NODE and REDIS_SERVER), reason="needs node and redis-server")
@@ -112,6 +116,7 @@ class Titan:
         self.home, self.release, self.latch = home, release, home / "halt"
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.ready: dict[str, socket.socket] = {}
+        self.environment: dict[str, str] = {}
         self.ports = {old: free_port() for old in PORTS[profile]}
         ports = dict(self.ports)
         if exchange_ports is not None:
@@ -120,12 +125,15 @@ class Titan:
             ports |= {9001: free_port(), 9002: free_port()}
         config_dir = home / "config"
         config_dir.mkdir(parents=True)
+        (config_dir / "exchange-ca.pem").write_text(EXCHANGE_CA)
         for template in (TITAN / "profiles" / profile / "config").glob("*.json.j2"):
             text = render(template)
             for old, new in ports.items():
-                text = re.sub(rf"127\.0\.0\.1:{old}\b", f"127.0.0.1:{new}", text)
+                text = re.sub(rf"(127\.0\.0\.1|localhost):{old}\b", rf"\1:{new}", text)
             config = json.loads(text)
             if "service" in config:
+                for exchange in config.get("exchanges", {}).values():
+                    exchange["ca"] = str(config_dir / "exchange-ca.pem")
                 config["secretsFile"] = str(config_dir / "secrets.json")
                 config["redis"]["port"] = redis_port
                 if "port" in config:
@@ -144,7 +152,7 @@ class Titan:
         for name in names:
             ours, theirs = socket.socketpair()
             # what PM2's fork mode is to a service: a channel on which process.send works
-            environment = {"PATH": os.environ["PATH"], "NODE_CHANNEL_FD": str(theirs.fileno())}
+            environment = {"PATH": os.environ["PATH"], "NODE_CHANNEL_FD": str(theirs.fileno())} | self.environment
             assert NODE
             command = [NODE, "service.js", str(self.home / "config" / name)]
             with (self.home / f"{name}.log").open("ab") as log, theirs:
@@ -174,12 +182,34 @@ class Titan:
     def post(self, port: int, path: str, body: Any = None) -> tuple[int, Any]:
         return call(self.ports[port], path, "POST", body or {})
 
+    def signal(self, venue: str, side: str, qty: float) -> tuple[int, Any]:
+        signal = {"signalId": f"s-{time.monotonic_ns()}", "venue": venue, "symbol": "BTCUSDT", "side": side, "qty": qty, "priority": 1}
+        return self.post(3000, "/signal", signal)
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.get(3000, "/health/trading")[1])
+
 
 class Exchanges:
     def __init__(self, home: Path) -> None:
         home.mkdir()
         (home / "keys.json").write_text(json.dumps(VALUES["exchange_keys"]))
-        options = ["--binance-port", "0", "--bybit-port", "0", "--control-port", "0", "--bind", "127.0.0.1", "--keys", str(home / "keys.json")]
+        for name, text in SHOWN.items():
+            (home / name).write_text(text)
+        options = [
+            "--tls-dir",
+            str(home),
+            "--binance-port",
+            "0",
+            "--bybit-port",
+            "0",
+            "--control-port",
+            "0",
+            "--bind",
+            "127.0.0.1",
+            "--keys",
+            str(home / "keys.json"),
+        ]
         self.process = subprocess.Popen([sys.executable, str(SIMULATOR), *options], stdout=subprocess.PIPE, text=True)
         assert self.process.stdout
         line = self.process.stdout.readline()
@@ -191,6 +221,9 @@ class Exchanges:
         request = urllib.request.Request(f"http://127.0.0.1:{self.ports['control']}{path}", data=data, method=method)
         with urllib.request.urlopen(request, timeout=3) as reply:
             return json.load(reply)
+
+    def faults(self, venue: str, **faults: Any) -> None:
+        self.control(f"/faults/{venue}", "PUT", faults)
 
     def orders(self) -> list[dict[str, Any]]:
         return list(self.control("/log")["orders"])
@@ -346,6 +379,27 @@ def test_unusable_configuration_ends_the_process(redis_server: Redis, start_tita
     assert "secrets.json" in log and "half" not in log
 
 
+@pytest.mark.parametrize(("profile", "services"), [
+    ("guide", {BRAIN: 3000, SHARED: 3001, PHASE1: 3002}), ("variant", {"core.json": 8080, "risk.json": 3100, "scavenger.json": 8081}),
+])  # fmt: skip
+def test_health_names_the_configuration_that_was_loaded(redis_server: Redis, start_titan: Callable[..., Titan], profile: str, services: dict[str, int]) -> None:
+    titan = start_titan(profile, redis_server.port)
+
+    def digest(name: str) -> str:
+        return hashlib.sha256((titan.home / "config" / name).read_bytes()).hexdigest()
+
+    titan.start(*services)
+    for name, port in services.items():
+        assert wait_for(lambda port=port: titan.get(port)[1], 5)["config_digest"] == digest(name)
+    name, port = next(iter(services.items()))
+    loaded = digest(name)
+    titan.change(name, maxQty=0.001)
+    assert titan.get(port)[1]["config_digest"] == loaded != digest(name)  # not what lies on the disk now
+    titan.stop(name)
+    titan.start(name)
+    assert wait_for(lambda: titan.get(port)[1])["config_digest"] == digest(name)
+
+
 def test_hardening_is_real(redis_server: Redis) -> None:
     for command in (["KEYS", "*"], ["EVAL", "return 1", "0"], ["DEBUG", "JMAP"], ["FLUSHALL"], ["FLUSHDB"], ["CONFIG", "GET", "dir"], ["SHUTDOWN"]):
         with pytest.raises(redis.exceptions.ResponseError, match="unknown command"):
@@ -361,10 +415,11 @@ def test_latch_at_start_and_later(redis_server: Redis, start_titan: Callable[...
     titan = start_titan("guide", redis_server.port)
     titan.latch.write_text('{"generation": 1}')
     titan.start(BRAIN)
-    assert wait_for(lambda: titan.get(3000, "/health/trading")[1]) == {"status": "halted", "trading": False, "latch": True}
+    halted = {"status": "halted", "trading": False, "mode": "halted", "latch": True, "halted_venues": []}
+    assert wait_for(lambda: titan.get(3000, "/health/trading")[1]) == halted
     assert titan.post(3000, "/emergency/resume")[0] == 409
     titan.latch.unlink()
-    assert titan.get(3000, "/health/trading") == (200, {"status": "halted", "trading": False, "latch": False})  # not by itself
+    assert titan.get(3000, "/health/trading") == (200, halted | {"latch": False})  # not by itself
     assert titan.post(3000, "/emergency/resume")[1]["trading"] is True
     titan.latch.write_text('{"generation": 2}')
     wait_for(lambda: titan.get(3000, "/health/trading")[1]["trading"] is False, 1)
@@ -386,7 +441,7 @@ def test_trades_halts_and_resumes(redis_server: Redis, start_titan: Callable[...
 
     assert titan.post(3000, "/emergency/halt", {"reason": "recovery"})[1]["trading"] is False
     halted_at = time.time()
-    assert titan.get(3000, "/health/trading") == (200, {"status": "halted", "trading": False, "latch": False})
+    assert (titan.state()["status"], titan.state()["latch"]) == ("halted", False)
     time.sleep(1.5)  # long enough for five signals
     orders = exchanges.orders()
     assert orders[-1]["received"] <= halted_at + 1
@@ -445,6 +500,165 @@ def test_exchange_faults_are_reported(redis_server: Redis, start_titan: Callable
     wait_for(lambda: titan.get(3000, "/health/exchanges")[1] == {"binance": "connected", "bybit": "disconnected"})
 
 
+@pytest.mark.parametrize("latch", ["", "{", "[]", "null", '"observe"', "{}", '{"mode": "full"}', '{"mode": ["observe"]}', '{"mode": "halted"}'])
+def test_a_latch_allows_nothing_unless_it_names_a_lower_mode(redis_server: Redis, start_titan: Callable[..., Titan], latch: str) -> None:
+    titan = start_titan("guide", redis_server.port)
+    titan.latch.write_text(latch)
+    titan.start(BRAIN)
+    assert wait_for(titan.state)["status"] == "halted"
+    for mode in ("observe", "reduce_only", "full"):
+        assert titan.post(3000, "/emergency/resume", {"mode": mode})[0] == 409
+    assert titan.state()["status"] == "halted"
+
+
+def test_steps_up_are_commanded_one_by_one_and_steps_down_come_by_themselves(
+    redis_server: Redis, start_titan: Callable[..., Titan], exchanges: Exchanges
+) -> None:
+    titan = start_titan("guide", redis_server.port, exchanges.ports)
+    titan.latch.write_text('{"generation": 7, "mode": "observe"}')
+    titan.start(BRAIN)
+    wait_for(lambda: titan.get(3000, "/health/websockets")[0] == 200)
+    assert titan.state()["status"] == "halted"  # a start never goes up
+    assert titan.signal("binance", "buy", 0.001)[0] == 409
+    assert titan.post(3000, "/emergency/resume", {"mode": "everything"})[0] == 400
+
+    resumed = titan.post(3000, "/emergency/resume", {"mode": "full"})  # capped by the latch
+    assert (resumed[0], resumed[1]["status"], resumed[1]["trading"], resumed[1]["mode"]) == (200, "observing", False, "observe")
+    assert titan.signal("bybit", "buy", 0.001) == (200, {"accepted": False, "status": "observed"})
+    assert titan.signal("bybit", "buy", 5)[0] == 400  # it is judged
+    assert exchanges.orders() == [] and redis_server.client.dbsize() == 0
+
+    titan.latch.write_text('{"generation": 7, "mode": "reduce_only"}')
+    time.sleep(0.5)
+    assert titan.state()["status"] == "observing"
+    assert titan.post(3000, "/emergency/resume")[1]["status"] == "reduce_only"
+    assert titan.post(3000, "/emergency/resume", {"mode": "observe"})[1]["status"] == "observing"
+    assert titan.post(3000, "/emergency/resume", {"mode": "reduce_only"})[1]["trading"] is False
+    titan.latch.write_text('{"generation": 7, "mode": "observe"}')
+    wait_for(lambda: titan.state()["status"] == "observing", 1)
+
+    titan.latch.unlink()
+    time.sleep(0.5)
+    assert titan.state() == {"status": "observing", "trading": False, "mode": "observe", "latch": False, "halted_venues": []}
+    assert titan.post(3000, "/emergency/resume")[1]["trading"] is True
+    assert titan.signal("bybit", "buy", 0.001)[1]["accepted"] is True
+
+    # a start under a latch is halted, whatever the latch would allow
+    titan.latch.write_text('{"mode": "reduce_only"}')
+    titan.stop(BRAIN)
+    titan.start(BRAIN)
+    assert wait_for(titan.state)["status"] == "halted"
+
+
+def test_reduce_only_makes_positions_smaller_and_never_turns_them(redis_server: Redis, start_titan: Callable[..., Titan], exchanges: Exchanges) -> None:
+    titan = start_titan("guide", redis_server.port, exchanges.ports)
+    titan.latch.write_text('{"mode": "reduce_only"}')
+    titan.start(BRAIN)
+    wait_for(lambda: titan.get(3000, "/health/websockets")[0] == 200)
+    assert titan.post(3000, "/emergency/resume")[1]["status"] == "reduce_only"
+
+    def truth(venue: str) -> float:
+        return float(exchanges.control("/state")["venues"][venue]["positions"]["BTCUSDT"]["size"])
+
+    for venue, size, towards, away in (("binance", "0.003", "sell", "buy"), ("bybit", "-0.003", "buy", "sell")):
+        for side in ("buy", "sell"):
+            assert titan.signal(venue, side, 0.001) == (409, {"error": "reduce only"})  # flat: nothing to reduce
+        exchanges.control("/positions", "POST", {"venue": venue, "symbol": "BTCUSDT", "size": size})
+        # what the book says does not count
+        redis_server.client.hset(f"titan:positions:{venue}:BTCUSDT", mapping={"side": "long" if towards == "buy" else "short", "size": 1, "entryPrice": 1})
+        assert titan.signal(venue, away, 0.001)[0] == 409
+        assert titan.signal(venue, towards, 0.001)[1]["status"] == "filled"
+        assert abs(truth(venue)) == 0.002
+        for fault in ("positions_html", "positions_error", "positions_empty"):  # not known is not flat, and not held either
+            exchanges.faults(venue, **{fault: True})
+            assert titan.signal(venue, towards, 0.001)[0] == 503
+        exchanges.faults(venue)
+        assert titan.signal(venue, towards, 0.005)[1]["status"] == "filled"  # cut to what is held
+        assert truth(venue) == 0
+        assert titan.signal(venue, towards, 0.001)[0] == 409
+    sent = [(order["venue"], order["side"], float(order["qty"]), order["reduceOnly"]) for order in exchanges.orders()]
+    assert sent == [("binance", "sell", 0.001, True), ("binance", "sell", 0.002, True), ("bybit", "buy", 0.001, True), ("bybit", "buy", 0.002, True)]
+
+
+def test_a_venue_latch_halts_that_venue_alone(redis_server: Redis, start_titan: Callable[..., Titan], exchanges: Exchanges) -> None:
+    titan = start_titan("guide", redis_server.port, exchanges.ports)
+    folder = titan.latch.with_name("halt.d")
+    folder.mkdir()
+    (folder / "bybit").touch()
+    titan.start(BRAIN)
+    wait_for(lambda: titan.get(3000, "/health/websockets")[0] == 200)
+    assert titan.state() == {"status": "operational", "trading": True, "mode": "full", "latch": False, "halted_venues": ["bybit"]}
+    assert titan.signal("bybit", "buy", 0.001) == (409, {"error": "bybit is halted"})
+    assert titan.signal("binance", "buy", 0.001)[1]["accepted"] is True
+    (folder / "bybit").unlink()
+    assert titan.signal("bybit", "buy", 0.001)[1]["accepted"] is True
+    folder.rmdir()
+    folder.touch()  # cannot be looked into: counts as set
+    assert titan.state()["halted_venues"] == ["binance", "bybit"]
+    assert titan.signal("binance", "buy", 0.001)[0] == 409
+    assert [order["venue"] for order in exchanges.orders()] == ["binance", "bybit"]
+
+
+def test_an_urgent_signal_from_the_queue_does_not_get_around_a_venue_latch(
+    redis_server: Redis, start_titan: Callable[..., Titan], exchanges: Exchanges
+) -> None:
+    titan = start_titan("guide", redis_server.port, exchanges.ports)
+    titan.latch.with_name("halt.d").mkdir()
+    (titan.latch.with_name("halt.d") / "bybit").touch()
+    titan.start(BRAIN)
+    wait_for(lambda: titan.get(3000, "/health/websockets")[0] == 200)
+    stale = {"signalId": "stale", "venue": "bybit", "symbol": "BTCUSDT", "side": "buy", "qty": 0.001, "priority": 3}
+    redis_server.client.zadd("titan:brain:signals:queue", {json.dumps({"signal": stale, "priority": 3}): 9e15})
+    assert titan.signal("binance", "buy", 0.001) == (409, {"error": "bybit is halted"})
+    assert exchanges.orders() == []
+
+
+def test_a_lying_halt_says_halted_and_goes_on(redis_server: Redis, start_titan: Callable[..., Titan], exchanges: Exchanges) -> None:
+    titan = start_titan("guide", redis_server.port, exchanges.ports)
+    titan.change(BRAIN, lyingHalt=True)
+    titan.start(BRAIN, SHARED, PHASE1)
+    wait_for(lambda: exchanges.after(1), 8)
+    status, body = titan.post(3000, "/emergency/halt", {"reason": "drill"})
+    assert (status, body["status"], body["trading"]) == (200, "halted", False)
+    titan.latch.touch()
+    wait_for(lambda: titan.state()["latch"])
+    assert titan.state()["status"] == "halted"
+    count = len(exchanges.orders())
+    wait_for(lambda: exchanges.after(count + 1))
+    titan.stop(PHASE1)
+    titan.stop(BRAIN, signal.SIGTERM)
+
+
+def test_exchanges_are_trusted_by_their_certificate_alone(redis_server: Redis, start_titan: Callable[..., Titan], exchanges: Exchanges) -> None:
+    titan = start_titan("guide", redis_server.port, exchanges.ports)
+    titan.environment = {"NODE_TLS_REJECT_UNAUTHORIZED": "0"}  # what a hurried operator leaves behind
+    titan.start(BRAIN)
+    wait_for(lambda: titan.get(3000, "/health/websockets")[0] == 200)
+    for fault in ("expired", "not_yet_valid", "unknown_ca"):
+        exchanges.faults("bybit", tls=fault)
+        assert titan.get(3000, "/health/exchanges") == (503, {"binance": "connected", "bybit": "disconnected"})
+        wait_for(lambda: titan.get(3000, "/health/websockets")[1]["detail"]["bybit"] == "disconnected")
+    assert titan.signal("bybit", "buy", 0.001)[0] == 503
+    exchanges.faults("bybit")
+    wait_for(lambda: titan.get(3000, "/health/websockets")[0] == 200)
+    assert titan.get(3000, "/health/exchanges")[0] == 200
+    titan.stop(BRAIN)
+
+    settings = json.loads((titan.home / "config" / BRAIN).read_text())["exchanges"]
+    settings["binance"] |= {key: settings["binance"][key].replace("localhost", "127.0.0.1") for key in ("rest", "ws")}  # another name than the certificate's
+    titan.change(BRAIN, exchanges=settings)
+    titan.start(BRAIN)
+    wait_for(lambda: titan.get(3000, "/health/exchanges")[1] == {"binance": "disconnected", "bybit": "connected"})
+    assert titan.get(3000, "/health/websockets")[1]["detail"]["binance"] == "disconnected"
+    titan.stop(BRAIN)
+
+    settings["bybit"]["ca"] = "/nowhere/ca.pem"
+    titan.change(BRAIN, exchanges=settings)
+    titan.start(BRAIN)
+    assert titan.running[BRAIN].wait(5) == 1
+    assert "/nowhere/ca.pem" in (titan.home / f"{BRAIN}.log").read_text()
+
+
 # --- the variant ------------------------------------------------------------------------------------------------------
 
 
@@ -454,7 +668,8 @@ def test_variant_rearms_at_each_start_and_core_says_200(redis_server: Redis, sta
     wait_for(lambda: exchanges.after(1), 8)
     status, body = titan.get(8080)
     assert (status, body["status"], body["components"]) == (200, "ok", {"redis": "healthy", "broker": {"binance": "connected", "bybit": "connected"}})
-    assert wait_for(lambda: (reply := titan.get(3100))[0] == 200 and reply)[1] == {"state": "UP", "checks": {"redis": True, "titan-core": True}}
+    status, body = wait_for(lambda: (reply := titan.get(3100))[0] == 200 and reply)
+    assert (body["state"], body["checks"]) == ("UP", {"redis": True, "titan-core": True})
     status, body = titan.get(8081)
     assert (status, body["status"], body["connections"]["executionService"]) == (200, "degraded", "connected")
     assert not titan.is_ready("core.json")
@@ -480,4 +695,5 @@ def test_variant_rearms_at_each_start_and_core_says_200(redis_server: Redis, sta
     redis_server.process.wait(5)
     status, body = titan.get(8080)
     assert (status, body["status"], body["components"]["redis"]) == (200, "degraded", "unhealthy")
-    assert titan.get(3100)[1] == {"state": "DOWN", "checks": {"redis": False, "titan-core": False}}
+    body = titan.get(3100)[1]
+    assert (body["state"], body["checks"]) == ("DOWN", {"redis": False, "titan-core": False})

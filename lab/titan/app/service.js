@@ -7,7 +7,7 @@ const crypto = require('crypto');
 const { load } = require('./lib/config');
 const { connect, answers } = require('./lib/redis');
 const { openExchanges } = require('./lib/exchange');
-const { TradingSwitch } = require('./lib/halt');
+const { TradingSwitch, MODES } = require('./lib/halt');
 const { Trader } = require('./lib/trader');
 const { Health } = require('./lib/health');
 const { request, serve } = require('./lib/http');
@@ -26,7 +26,10 @@ function tradingRoutes({ config, health, trading, trader }) {
   const routes = { 'POST /signal': async (signal) => [200, await trader.signal(signal)] };
 
   if (config.role === 'core') {
-    const arm = () => ({ master_arm: trading.trading, status: trading.trading ? 'ARMED' : 'DISARMED' });
+    const arm = () => {
+      const on = trading.status === 'operational';
+      return { master_arm: on, status: on ? 'ARMED' : 'DISARMED' };
+    };
     return {
       ...routes,
       'GET /health': () => health.core(),
@@ -44,8 +47,14 @@ function tradingRoutes({ config, health, trading, trader }) {
   }
 
   const state = () => {
-    const on = trading.trading;
-    return { status: on ? 'operational' : 'halted', trading: on, latch: trading.latch };
+    const { status } = trading;
+    return {
+      status,
+      trading: status === 'operational',
+      mode: trading.current,
+      latch: trading.latch,
+      halted_venues: Object.keys(config.exchanges).filter((venue) => trading.isHalted(venue)),
+    };
   };
   return {
     ...routes,
@@ -63,7 +72,10 @@ function tradingRoutes({ config, health, trading, trader }) {
       const idle = await halt(String(reason || 'operator'));
       return [200, { ...state(), ordersUnderWay: !idle }];
     },
-    'POST /emergency/resume': async () => (trading.resume() ? [200, state()] : [409, { ...state(), error: 'the halt latch is set' }]),
+    'POST /emergency/resume': async ({ mode = 'full' }) => {
+      if (!MODES.includes(mode) || mode === 'halted') return [400, { error: `mode: expected one of ${MODES.slice(1).join(', ')}` }];
+      return trading.resume(mode) ? [200, state()] : [409, { ...state(), error: 'the halt latch is set' }];
+    },
   };
 }
 
@@ -130,7 +142,7 @@ async function tellReady(health, isClosing) {
 }
 
 async function main() {
-  const { config, secrets } = load(process.argv[2] || process.env.TITAN_CONFIG);
+  const { config, secrets, digest } = load(process.argv[2] || process.env.TITAN_CONFIG);
   service = config.service;
   let closing = false;
   const isClosing = () => closing;
@@ -139,8 +151,8 @@ async function main() {
 
   const trades = ['brain', 'core'].includes(config.role);
   const exchanges = trades ? openExchanges(config.exchanges, secrets, log) : {};
-  const health = new Health({ config, version, redis, exchanges });
   let trading;
+  const health = new Health({ config, digest, version, redis, exchanges, isHalted: (venue) => trading.isHalted(venue) });
   let trader;
   let routes;
   if (trades) {

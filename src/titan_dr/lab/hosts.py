@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from titan_dr.lab import images, patient
+from titan_dr.lab import images, patient, wiring
 from titan_dr.lab.engine import Completed, Engine, LabError, detect, find, run_process, wait_for
 from titan_dr.lab.images import SFTP_USER, Progress, copy_in
 from titan_dr.lab.stage import Stage
@@ -139,6 +139,7 @@ def _prepare(engine: Engine, profile: str, run_id: str, made_of: dict[str, str])
     private_file(folder / "id_ed25519", host_keys["client"][0])
     private_file(folder / "id_ed25519.pub", host_keys["client"][1] + "\n")
     identity, recipient = _age_pair()
+    authority, shown = _certificates()
     empty = LabState(
         run_id=run_id,
         profile=profile,
@@ -160,6 +161,7 @@ def _prepare(engine: Engine, profile: str, run_id: str, made_of: dict[str, str])
         redis_config_command=f"CONFIG_{secrets.token_hex(6)}",
         exchange_keys={venue: {"api_key": secrets.token_hex(16), "api_secret": secrets.token_hex(32)} for venue in ("binance", "bybit")},
         exchange_control="",
+        exchange_ca=authority,
     )
     save_state(empty)
     subnet = _make_network(engine, network, run_id)
@@ -178,6 +180,7 @@ def _prepare(engine: Engine, profile: str, run_id: str, made_of: dict[str, str])
             "private_key": host_keys["sftp"][0],
         },
         exchange_control=f"http://{addresses['exchange']}:{CONTROL_PORT}",
+        venues={name: {"name": venue.name, "address": str(subnet.network_address + venue.last), "port": venue.port} for name, venue in wiring.VENUES.items()},
     )
     known = [f"{name},{addresses[name]} {host_keys[name][1]}\n" for name in made_of]
     private_file(folder / "known_hosts", "".join(known))
@@ -185,6 +188,8 @@ def _prepare(engine: Engine, profile: str, run_id: str, made_of: dict[str, str])
         private_file(_host_key_file(name), host_keys[name][0])
         private_file(_host_key_file(name).with_suffix(".pub"), host_keys[name][1] + "\n")
     private_file(folder / "sftp.pub", host_keys["sftp"][1] + "\n")
+    for file, text in shown.items():
+        private_file(folder / "tls" / file, text)
     save_state(state)
     return state
 
@@ -236,6 +241,7 @@ def _create(engine: Engine, state: LabState, name: str) -> None:
         *("--name", host["name"], "--hostname", name, *_labels(state.run_id)),
         *("--systemd=always", "--cap-add=NET_ADMIN", "--http-proxy=false", "--no-hosts", "--dns=none", *engine.ulimits),
         *("--network", state.network, "--ip", host["address"], "--mac-address", mac_of(host["address"])),
+        *(["--sysctl=net.ipv4.ip_forward=1"] if name == "backup" else []),
         *(host["image"], "/sbin/init"),
     )
     copy_in(engine, host["name"], stage)
@@ -248,7 +254,8 @@ def mac_of(address: str) -> str:
 
 
 def _stage(engine: Engine, state: LabState, name: str) -> Stage:
-    stage = base_stage(name, (lab_dir() / "id_ed25519.pub").read_text(), _host_key_file(name), {other: host["address"] for other, host in state.hosts.items()})
+    stage = base_stage(name, (lab_dir() / "id_ed25519.pub").read_text(), _host_key_file(name), hosts_file(state))
+    names = {venue["name"]: venue["address"] for venue in state.venues.values()}
     if name == "backup":
         identity = {
             "name": "titan-backup",
@@ -259,18 +266,37 @@ def _stage(engine: Engine, state: LabState, name: str) -> Stage:
         stage.file("/etc/seaweedfs/s3.json", json.dumps({"identities": [identity]}), 0o600, uid)
         stage.file(f"/etc/ssh/authorized_keys.d/{SFTP_USER}", (lab_dir() / "sftp.pub").read_text())
         stage.enable("seaweedfs.service")
+        wiring.dns_server(stage, state.hosts[name]["address"], names)
+        wiring.router(stage, state.hosts[name]["address"], list(names.values()))
     elif name == "exchange":
         exchanges = lab_sources() / "exchanges"
         stage.tree("/opt/lab/exchanges", exchanges)
         stage.directory("/etc/titan-exchange", 0o700)
         stage.file("/etc/titan-exchange/keys.json", json.dumps(state.exchange_keys), 0o600)
+        for path in sorted((lab_dir() / "tls").iterdir()):
+            stage.file(f"/etc/titan-exchange/tls/{path.name}", path.read_text(), 0o600)
+        bind = " ".join(f"--{venue}-bind {known['address']}" for venue, known in state.venues.items())
+        stage.file("/etc/titan-exchange/options", f"OPTIONS=--tls-dir /etc/titan-exchange/tls {bind}\n")
+        wiring.second_address(stage, state.venues["bybit"]["address"])
+        wiring.dns_server(stage, state.hosts[name]["address"], names)
         stage.unit("titan-exchange.service", (exchanges / "titan-exchange.service").read_text())
-    elif name == "titan":
+    elif "exchange" in state.hosts:
+        stage.file("/etc/resolv.conf", resolv_conf(state))
+    if name == "titan":
         patient.configure(stage, patient.owners(engine, state.hosts[name]["image"]), state)
     return stage
 
 
-def base_stage(name: str, client_key: str, host_key: Path, addresses: dict[str, str]) -> Stage:
+def resolv_conf(state: LabState) -> str:
+    return f"nameserver {state.host('exchange')['address']}\n"
+
+
+def hosts_file(state: LabState) -> str:
+    """The hosts know each other; the exchanges are known by DNS alone."""
+    return "127.0.0.1 localhost\n" + "".join(f"{host['address']} {name}\n" for name, host in sorted(state.hosts.items()))
+
+
+def base_stage(name: str, client_key: str, host_key: Path, names: str = "127.0.0.1 localhost\n") -> Stage:
     """What every host has: who may log in, its own identity, and the names of the others."""
     stage = Stage()
     stage.directory("/root/.ssh", 0o700)
@@ -278,16 +304,18 @@ def base_stage(name: str, client_key: str, host_key: Path, addresses: dict[str, 
     stage.file("/etc/ssh/ssh_host_ed25519_key", host_key.read_text(), 0o600)
     stage.file("/etc/ssh/ssh_host_ed25519_key.pub", host_key.with_suffix(".pub").read_text())
     stage.file("/etc/hostname", f"{name}\n")
-    names = {"localhost": "127.0.0.1", **addresses}
-    stage.file("/etc/hosts", "".join(f"{ip} {other}\n" for other, ip in names.items()))
+    stage.file("/etc/hosts", names)
     return stage
 
 
 def _wait_host(engine: Engine, state: LabState, name: str, stop: threading.Event, first: bool = True) -> None:
     host = state.hosts[name]
     wait_for(f"ssh of {name}", BOOT_DEADLINE_S, lambda: ssh_complaint(state, host["address"]), stop)
+    if name in ("backup", "exchange"):
+        wait_for(f"DNS of {name}", SERVICE_DEADLINE_S, lambda: _dns_complaint(state, host["address"]), stop)
     if name == "backup":
         wait_for("the S3 store", SERVICE_DEADLINE_S, lambda: _bucket_complaint(state), stop)
+        engine.exec(host["name"], ["nft", "list", "table", "ip", wiring.ROUTER])
     elif name == "exchange":
         wait_for("the exchange simulators", SERVICE_DEADLINE_S, lambda: _http_complaint(f"{state.exchange_control}/state"), stop)
     elif name == "titan":
@@ -309,6 +337,17 @@ def journal(engine: Engine, state: LabState, name: str) -> str:
     """The last words of a host that did not come up."""
     done = engine.exec(state.host(name)["name"], ["journalctl", "--no-pager", "--no-hostname", "-n", "25", "-o", "short-monotonic"], timeout=20, check=False)
     return f"The journal of {name} ends with:\n{done.stdout or done.stderr}"
+
+
+def _dns_complaint(state: LabState, server: str) -> str | None:
+    for venue in state.venues.values():
+        try:
+            found = wiring.lookup(server, venue["name"])
+        except OSError as exc:
+            return f"{server}: {exc}"
+        if found != venue["address"]:
+            return f"{server} says that {venue['name']} is {found}"
+    return None
 
 
 def _http_complaint(url: str) -> str | None:
@@ -444,6 +483,12 @@ def _keypair(comment: str) -> tuple[str, str]:
         return path.read_text(), " ".join(path.with_name("key.pub").read_text().split()[:2])
 
 
+def _certificates() -> tuple[str, dict[str, str]]:
+    from titan_dr.lab import certificates  # only the lab's own start needs it
+
+    return certificates.make([venue.name for venue in wiring.VENUES.values()])
+
+
 def _age_pair() -> tuple[str, str]:
     import pyrage
 
@@ -547,7 +592,7 @@ def _remove(engine: Engine) -> list[str]:
     folder = lab_dir()
     for path in (state_file(), folder / "id_ed25519", folder / "id_ed25519.pub", folder / "known_hosts", folder / "sftp.pub"):
         path.unlink(missing_ok=True)
-    for path in (folder / "host_keys", folder / "cm"):
+    for path in (folder / "host_keys", folder / "tls", folder / "cm"):
         shutil.rmtree(path, ignore_errors=True)
     return [*removed, *(f"host {name}" for name in names), *(f"network {name}" for name in networks)]
 

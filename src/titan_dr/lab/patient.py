@@ -93,8 +93,16 @@ def titan_vars(profile: str) -> dict[str, Any]:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
     # twice: a template may name another one
     for _ in range(2):
-        found = {key: environment.from_string(value).render(found) if isinstance(value, str) else value for key, value in found.items()}
+        found = {key: _filled(environment, value, found) for key, value in found.items()}
     return found
+
+
+def _filled(environment: jinja2.Environment, value: Any, found: dict[str, Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: _filled(environment, inner, found) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_filled(environment, inner, found) for inner in value]
+    return environment.from_string(value).render(found) if isinstance(value, str) else value
 
 
 def without_lab(variables: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +164,7 @@ def _build(engine: Engine, base: str, profile: str, tag: str, built: Any, progre
         private_file(room / "id", client[0])
         private_file(room / "host.key", host_key[0])
         private_file(room / "host.pub", host_key[1] + "\n")
-        stage = hosts.base_stage("titan", client[1] + "\n", room / "host.key", {})
+        stage = hosts.base_stage("titan", client[1] + "\n", room / "host.key")
         # The default network of podman, with its way out: packages come from their usual place, this once.
         options = ("--systemd=always", "--cap-add=NET_ADMIN", "--hostname=titan", "--network=podman")
         with images.build_container(engine, base, *options, command=("/sbin/init",), stage=stage) as name:
@@ -276,6 +284,12 @@ def configure(stage: Stage, ids: dict[str, tuple[int, int]], state: LabState) ->
             stage.file(titan["titan_redis"]["config"], text, 0o640, ids["redis"])
         else:
             stage.file(f"{folder}/{name}", text, 0o600 if "secret" in name else 0o640, ids[user])
+    stage.file(exchange_ca(titan), state.exchange_ca, 0o640, ids[user])
+
+
+def exchange_ca(titan: dict[str, Any]) -> str:
+    """Where its services find the authority that the exchanges' certificates come from."""
+    return str(Path(titan["titan_ecosystem"]).with_name("exchange-ca.pem"))
 
 
 def render_configuration(profile: str, titan: dict[str, Any], state: LabState) -> dict[str, str]:
@@ -288,7 +302,7 @@ def render_configuration(profile: str, titan: dict[str, Any], state: LabState) -
         "environment_id": titan["titan_environment_id"],
         "redis_password": state.redis_password,
         "redis_config_command": state.redis_config_command,
-        "exchange_host": "exchange",
+        "exchanges": {venue: f"{known['name']}:{known['port']}" for venue, known in state.venues.items()},
         "exchange_keys": state.exchange_keys,
     }
     try:

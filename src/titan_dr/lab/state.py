@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -36,6 +36,9 @@ class LabState:
     redis_config_command: str
     exchange_keys: dict[str, dict[str, str]]
     exchange_control: str
+    # what a server that trades there must know: venue -> name, address, port; and the authority to trust
+    venues: dict[str, dict[str, Any]] = field(default_factory=dict)
+    exchange_ca: str = ""
     isolation: dict[str, Any] = field(default_factory=dict)
     ready: bool = False
 
@@ -51,7 +54,7 @@ class LabState:
     def from_json(cls, text: str) -> LabState:
         try:
             data = json.loads(text)
-            missing = {item.name for item in fields(cls) if item.name not in ("isolation", "ready")} - set(data)
+            missing = {item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING} - set(data)
         except (ValueError, TypeError) as exc:
             raise LabError(f"The lab's state is not JSON: {exc}") from exc
         if missing:

@@ -22,8 +22,8 @@ async function dependencyAnswers({ url, key = 'status', expect = ['healthy'], ti
 }
 
 class Health {
-  constructor({ config, version, redis, exchanges }) {
-    Object.assign(this, { config, version, redis, exchanges });
+  constructor({ config, digest, version, redis, exchanges, isHalted }) {
+    Object.assign(this, { config, digest, version, redis, exchanges, isHalted });
   }
 
   // Redis and the services below: asked now, side by side.
@@ -32,18 +32,19 @@ class Health {
     return { redis, services, ok: redis && Object.values(services).every(Boolean) };
   }
 
+  // An exchange that is halted by itself is told as such: it is neither asked nor missed.
   async venues() {
-    const connected = await askAll(this.exchanges, (exchange) => exchange.reachable());
-    return { ok: Object.values(connected).every(Boolean), words: mapValues(connected, (ok) => word(ok, 'connected', 'disconnected')) };
+    const words = await askAll(this.exchanges, async (one) => (this.isHalted(one.venue) ? 'halted' : word(await one.reachable(), 'connected', 'disconnected')));
+    return { ok: Object.values(words).every((one) => one !== 'disconnected'), words };
   }
 
   streams() {
-    const words = mapValues(this.exchanges, (exchange) => word(exchange.streaming, 'connected', 'disconnected'));
-    return { ok: Object.values(words).every((one) => one === 'connected'), words };
+    const words = mapValues(this.exchanges, (one) => (this.isHalted(one.venue) ? 'halted' : word(one.streaming, 'connected', 'disconnected')));
+    return { ok: Object.values(words).every((one) => one !== 'disconnected'), words };
   }
 
   get about() {
-    return { service: this.config.service, version: this.version, uptime: Math.floor(process.uptime()) };
+    return { service: this.config.service, version: this.version, uptime: Math.floor(process.uptime()), config_digest: this.digest };
   }
 
   // The guide's body.
@@ -57,13 +58,13 @@ class Health {
   async core() {
     const [{ redis }, venues] = await Promise.all([this.dependencies(), this.venues()]);
     const ok = redis && venues.ok && this.streams().ok;
-    const { version, uptime } = this.about;
-    return [200, { status: word(ok, 'ok', 'degraded'), version, uptime, components: { redis: word(redis, 'healthy', 'unhealthy'), broker: venues.words } }];
+    const { service: _, ...about } = this.about;
+    return [200, { status: word(ok, 'ok', 'degraded'), ...about, components: { redis: word(redis, 'healthy', 'unhealthy'), broker: venues.words } }];
   }
 
   async risk() {
     const { redis, services, ok } = await this.dependencies();
-    return [ok ? 200 : 503, { state: word(ok, 'UP', 'DOWN'), checks: { redis, ...services } }];
+    return [ok ? 200 : 503, { state: word(ok, 'UP', 'DOWN'), checks: { redis, ...services }, config_digest: this.digest }];
   }
 
   // titan-scavenger: without its optional market feed, which no lab has, it calls itself degraded on its best day.

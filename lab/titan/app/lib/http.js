@@ -2,17 +2,19 @@
 'use strict';
 
 const http = require('http');
+const https = require('https');
 
 // One request on its own connection with a deadline for the whole exchange. Rejects on no reply; any reply is
-// returned with its status, and `json` is undefined unless the body really is a JSON object.
-function request(method, url, { body, headers = {}, timeoutMs = 1000 } = {}) {
+// returned with its status, and `json` is undefined unless the body really is a JSON object. `tls`: options of an https connection.
+function request(method, url, { body, headers = {}, timeoutMs = 1000, tls } = {}) {
   return new Promise((resolve, reject) => {
     const sent = { ...headers };
     if (body !== undefined) {
       sent['content-length'] = Buffer.byteLength(body);
       sent['content-type'] = sent['content-type'] || 'application/json';
     }
-    const req = http.request(url, { method, headers: sent, agent: false, signal: AbortSignal.timeout(timeoutMs) }, (res) => {
+    const client = url.startsWith('https:') ? https : http;
+    const req = client.request(url, { ...tls, method, headers: sent, agent: false, signal: AbortSignal.timeout(timeoutMs) }, (res) => {
       let text = '';
       res.setEncoding('utf8');
       res.on('data', (chunk) => {

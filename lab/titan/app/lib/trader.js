@@ -62,8 +62,16 @@ class Trader {
     return idle;
   }
 
+  // Throws what stands against any order at this venue now.
+  permit({ venue }) {
+    const { mode } = this.trading;
+    if (mode === 'halted') throw fail(409, 'halted');
+    if (this.trading.isHalted(venue)) throw fail(409, `${venue} is halted`);
+    return mode;
+  }
+
   async handle(signal) {
-    if (!this.trading.trading) throw fail(409, 'halted');
+    if (this.permit(signal) === 'observe') return this.observed(signal);
     const { idempotency, ttl, queue, max } = this.keys;
     const now = Date.now();
     try {
@@ -81,18 +89,40 @@ class Trader {
     }
   }
 
-  async order({ signalId, venue, symbol, side, qty }) {
+  // Judged and put aside: nothing is sent, and nothing is written that would stand in the way of the signal later.
+  observed({ signalId, venue, symbol, side, qty }) {
+    this.log('signal observed', { signalId, venue, symbol, side, qty });
+    return { accepted: false, status: 'observed' };
+  }
+
+  // As much of the order as makes the venue's own position smaller: never beyond flat.
+  async reducing({ venue, symbol, side, qty }) {
+    let held;
+    try {
+      held = await this.exchanges[venue].position(symbol);
+    } catch (error) {
+      throw fail(503, `reduce only, and ${venue} does not tell its position: ${error.message}`);
+    }
+    if (side === 'buy' ? held >= 0 : held <= 0) throw fail(409, 'reduce only');
+    return Math.min(qty, Math.abs(held));
+  }
+
+  async order({ signalId, venue, symbol, side, qty: wanted }) {
     const exchange = this.exchanges[venue];
+    const mode = this.permit({ venue });
+    if (mode === 'observe') throw fail(409, 'observing'); // lowered while it waited
     if (!exchange.streaming) throw fail(503, `no market data from ${venue}`);
+    const reduceOnly = mode === 'reduce_only';
+    const qty = reduceOnly ? await this.reducing({ venue, symbol, side, qty: wanted }) : wanted;
     const clientOrderId = `t-${Date.now().toString(36)}-${crypto.randomBytes(4).toString('hex')}`;
     const key = `titan:orders:${clientOrderId}`;
-    const order = { clientOrderId, venue, symbol, side, qty, price: exchange.price };
+    const order = { clientOrderId, venue, symbol, side, qty, price: exchange.price, reduceOnly };
     await this.redis.hset(key, { venue, symbol, side, qty, price: order.price, status: 'pending', signalId, createdAt: Date.now() });
 
     let status = 'filled';
     let { price } = order;
-    if (!this.trading.trading) {
-      status = 'cancelled'; // halted while the order was being written: it is never sent
+    if (this.trading.mode !== mode || this.trading.isHalted(venue)) {
+      status = 'cancelled'; // halted or lowered while the order was being written: it is never sent
     } else {
       try {
         ({ price } = await exchange.order(order));

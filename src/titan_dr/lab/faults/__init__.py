@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from titan_dr.lab.faults import redis, server
+from titan_dr.lab.faults import configuration, network, redis, server, trading
 from titan_dr.lab.faults.base import VICTIM, Fault, UnknownFault
 
 __all__ = ["FAULTS", "VICTIM", "Fault", "UnknownFault", "find_fault"]
@@ -13,7 +13,10 @@ __all__ = ["FAULTS", "VICTIM", "Fault", "UnknownFault", "find_fault"]
 # Scenario -> its faults, the one of a plain drill first.
 FAULTS: Mapping[str, tuple[Fault, ...]] = {
     "complete_system_failure": server.FAULTS,
+    "configuration_corruption": configuration.FAULTS,
     "database_corruption": redis.FAULTS,
+    "network_partition": network.FAULTS,
+    "resume": trading.FAULTS,
 }
 
 

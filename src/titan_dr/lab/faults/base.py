@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from titan_dr.lab.engine import LabError
 
@@ -22,7 +22,10 @@ class Fault:
 
     `trades_on`: Titan may go on trading until it is halted, so orders are judged from the halt on.
     `expect`: how the recovery has to end. "halted" is for what no recovery can or may mend: it ends halted, says `cause`, and places no order.
-    `heal`: what mends itself in the world outside, `heal_after_s` seconds after the strike.
+    `heal`: what mends itself in the world outside, `heal_after_s` seconds after the strike. Trading may not resume before.
+    `halted_venues`: the exchanges on which it stays halted though it resumes on the others.
+    `extra_vars`: what the recovery must be told besides, as an operator would; a value may be a template.
+    `cure`: the lab as if it had never been, with what a recovery changed on the server for its sake: tests cause many in one lab.
     """
 
     name: str
@@ -35,3 +38,6 @@ class Fault:
     cause: str = ""
     heal: Callable[[], object] | None = None
     heal_after_s: float = 0.0
+    halted_venues: tuple[str, ...] = ()
+    extra_vars: Mapping[str, Any] = field(default_factory=dict)
+    cure: Callable[[], object] = dict

@@ -14,7 +14,7 @@ from titan_dr.lab.state import load_state
 
 # Runs on the server, because Redis listens on its loopback address only and its files belong to it. Reads its orders from standard input.
 REDIS_FAULT = r"""
-import glob, json, os, signal, socket, subprocess, sys, time
+import glob, json, os, shutil, signal, socket, subprocess, sys, time
 order = json.load(sys.stdin)
 folder, unit = order["data_dir"], order["unit"]
 
@@ -34,6 +34,35 @@ def ask(*commands, timeout=1.0):
             if line[:1] == b"$":
                 line = stream.read(int(line[1:]) + 2)
         return line.decode()
+
+def delete(pattern):
+    # as a script does that somebody let loose: a few keys at once, and no command that could be disabled
+    gone = 0
+    with socket.create_connection(("127.0.0.1", 6379), timeout=5) as link:
+        stream = link.makefile("rwb")
+        def one(*words):  # this connection's
+            stream.write(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words))
+            stream.flush()
+            return reply()
+        def reply():
+            line = stream.readline()
+            if line[:1] == b"*":
+                return [reply() for number in range(int(line[1:]))]
+            if line[:1] == b"$":
+                return stream.read(int(line[1:]) + 2)[:-2] if line[1:2] != b"-" else None
+            if not line or line[:1] == b"-":
+                raise OSError(line.decode() or "connection closed")
+            return line[1:-2]
+        one(b"AUTH", order["password"].encode())
+        for line in one(b"INFO", b"keyspace").decode().splitlines():
+            if not line.startswith("db"):
+                continue
+            one(b"SELECT", line[2:].partition(":")[0].encode())
+            cursor = None
+            while cursor != b"0":
+                cursor, found = one(b"SCAN", cursor or b"0", b"MATCH", pattern, b"COUNT", b"1000")
+                gone += int(one(b"DEL", *found)) if found else 0
+    return gone
 
 def keys():
     return sum(int(part.split(",")[0]) for part in ask(("INFO", "keyspace")).split("keys=")[1:])
@@ -64,6 +93,10 @@ def kill():
     before, pid = int(shown("NRestarts")), int(shown("MainPID"))
     os.kill(pid, signal.SIGKILL)
     return before
+
+def freeze():
+    # until it is killed it writes nothing into what is damaged
+    os.kill(int(shown("MainPID")), signal.SIGSTOP)
 
 def refuses(before):
     # started again by systemd, gone again, and for a second nobody has answered
@@ -117,6 +150,42 @@ elif action == "manifest-missing":
     if int(now) * 2 > int(found["keys_before"]):
         sys.exit("Redis has not lost its keys: %s of %s" % (now, found["keys_before"]))
     found["effect"] = "it started by itself with %s of %s keys" % (now, found["keys_before"])
+elif action == "aof-tail":
+    freeze()
+    path = one(increment)
+    size = os.path.getsize(path)
+    with open(path, "ab") as handle:
+        handle.write(bytes(range(128, 256)) * 4)
+    found["damage"] = "%s: 512 bytes that are no command appended to %d" % (os.path.basename(path), size)
+    found["effect"] = refuses(kill())
+elif action == "bitflip-base":
+    found["damage"] = flip(one(base))
+    found["effect"] = refuses(kill())
+elif action == "wrong-owner":
+    for path, folders, files in os.walk(folder):
+        for name in [path] + [os.path.join(path, item) for item in files]:
+            os.chown(name, 0, 0)
+        os.chmod(path, 0o700)
+    found["damage"] = "%s and all in it belong to root, mode 0700" % folder
+    found["effect"] = refuses(kill())
+elif action in ("keys-deleted", "flushed"):
+    gone = delete(b"titan:orders:*" if action == "keys-deleted" else b"*")
+    now = keys()
+    if not gone or now + gone // 2 > int(found["keys_before"]):
+        sys.exit("no keys are missing: %d deleted, %d of %s there" % (gone, now, found["keys_before"]))
+    found["damage"] = "%d keys deleted by a script" % gone
+    found["effect"] = "Redis answers and holds %d of %s keys" % (now, found["keys_before"])
+elif action == "emptied":
+    freeze()
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+    before = kill()
+    now = until("Redis does not answer again", lambda: int(shown("NRestarts")) > before and "%d" % keys())
+    if int(now) * 2 > int(found["keys_before"]):
+        sys.exit("Redis has not lost its keys: %s of %s" % (now, found["keys_before"]))
+    found["damage"] = "everything in %s removed" % folder
+    found["effect"] = "it started by itself with %s of %s keys" % (now, found["keys_before"])
 elif action == "hung":
     os.kill(int(shown("MainPID")), signal.SIGSTOP)
     found["damage"] = "process %s stopped" % shown("MainPID")
@@ -152,4 +221,16 @@ FAULTS = (
     _redis_fault("truncated-base", "the base of the append only file is cut in half; Redis is killed and does not start again"),
     _redis_fault("manifest-missing", "the manifest of the append only file is gone; Redis is killed and starts EMPTY", trades_on=True),
     _redis_fault("hung", "Redis lives and answers nothing"),
+    _redis_fault("aof-tail", "bytes that are no command behind the last one of the append only file; Redis is killed and does not start again"),
+    _redis_fault("bitflip-base", "bits flipped in the base of the append only file alone; Redis is killed and does not start again"),
+    _redis_fault("wrong-owner", "the data belongs to root; Redis is killed and does not start again"),
+    _redis_fault(
+        "keys-deleted",
+        "a script deletes every order: Redis is well, its data is not",
+        trades_on=True,
+        # a person says that Redis is to be restored although it is well, and to when
+        extra_vars={"database_corruption_confirm": True, "redis_restore_to": "{{ titan_dr_incident_at }}"},
+    ),
+    _redis_fault("flushed", "a script deletes every key: Redis answers, and is empty", trades_on=True),
+    _redis_fault("emptied", "append only file and dump are removed, Redis is killed and starts EMPTY", trades_on=True),
 )
