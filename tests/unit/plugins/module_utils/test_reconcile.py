@@ -36,6 +36,10 @@ class World:
         self.more: dict[str, Any] = {}
         self.since = 900.0
 
+    def __str__(self) -> str:
+        """The same in every process: tests are named by it."""
+        return "world"
+
     def held(self, size: str, entry: str = "50000", symbol: str = "BTCUSDT") -> World:
         self.raw[KEYS.position("v", symbol)] = _book.position_fields(D(size), D(entry))
         return self

@@ -10,12 +10,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import exchange_simulator
 import pytest
-from exchange_simulator import KEYS, Simulator
 
+import exchange_simulator
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _venue
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._venue import Venue, VenueError, VenueSpecError, open_venue
+from exchange_simulator import KEYS, Simulator
 from titan_dr.lab import certificates
 
 D = Decimal

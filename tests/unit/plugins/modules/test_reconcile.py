@@ -13,12 +13,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import exchange_simulator
 import pytest
-from exchange_simulator import Simulator
 
+import exchange_simulator
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _reconcile, _venue_binance, _venue_bybit
 from ansible_collections.titan.disaster_recovery.plugins.modules import reconcile
+from exchange_simulator import Simulator
 
 VENUES = ("binance", "bybit")
 SECRETS = [text for pair in exchange_simulator.KEYS.values() for text in pair.values()]
