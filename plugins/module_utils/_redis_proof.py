@@ -15,7 +15,7 @@ import threading
 import time
 import typing as t
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _aof, _rdb, _rdb_walk, _redis, _restore_point, _scratch, _target
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _rdb, _rdb_walk, _redis, _restore_point, _scratch, _target
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _rdb_report as rep
 
 _BLOCK = 1 << 20
@@ -58,11 +58,19 @@ class Sink:
 
 
 def prove(
-    dump: str, digest: str, details: dict[str, t.Any], canary: dict[str, t.Any] | None, target: rep.Target, user: str, deadline: float
+    dump: str,
+    digest: str,
+    details: dict[str, t.Any],
+    canary: dict[str, t.Any] | None,
+    target: rep.Target,
+    user: str,
+    deadline: float,
+    *,
+    witness: bool = False,
 ) -> tuple[rep.Contents, dict[str, t.Any]]:
     """What the walk and the scratch Redis found in `dump`, whose SHA-256 is `digest`; Faulty unless both find what the manifest recorded in `details`.
 
-    ``NotProven`` of the scratch comes through: it says nothing of the dump.
+    ``NotProven`` of the scratch comes through: it says nothing of the dump. Of a `witness` each sampled key is digested, for others to be held against.
     """
     with open(dump, "rb") as handle:
         foreign = _rdb.sniff(handle.read(512), os.path.getsize(dump))
@@ -78,6 +86,8 @@ def prove(
             found = _scratch.examine(client, canary)
             contents = walking.result()
             found["fingerprint"] = _scratch.fingerprint(client, contents.samples)
+            if witness:
+                found["digests"] = _scratch.digests(client, contents.samples)
     except _scratch.Refused as exc:
         contents = contents or walking.result()
         raise Faulty("; ".join([*_faults(contents, details, target), f"a scratch Redis does not load it: {exc}"])) from exc
@@ -133,6 +143,24 @@ def invariant_faults(invariants: list[dict[str, t.Any]], contents: rep.Contents)
     return faults
 
 
+# A class may shrink by so many keys whatever its size: queues and locks come and go.
+_FEW = 5
+
+
+def class_faults(details: dict[str, t.Any], contents: rep.Contents, keyspace: dict[str, dict[str, int]], tolerance: float) -> list[str]:
+    """Where data without a manifest of its own has far fewer keys than a restore point's manifest (its `details`); keys with an expiry may be gone."""
+    faults = []
+    for name, counts in details.get("classes", {}).items():
+        want, have = counts["keys"] - counts["expires"], contents.classes.get(name, {"keys": 0})["keys"]
+        if want - have > max(_FEW, tolerance * want):
+            faults.append(f"{name} has {have} keys, the newest restore point has {want} without an expiry")
+    for name, counts in details.get("keyspace", {}).items():
+        want, have = counts["keys"] - counts["expires"], keyspace.get(name, {"keys": 0})["keys"]
+        if want - have > max(_FEW, tolerance * want):
+            faults.append(f"{name} has {have} keys, the newest restore point has {want} without an expiry")
+    return faults
+
+
 def losses(contents: rep.Contents) -> list[str]:
     """Notes on what does not come back although the file is good: keys whose time was over, by their class."""
     gone = {name: counts["expired"] for name, counts in contents.classes.items() if counts.get("expired")}
@@ -144,21 +172,6 @@ def losses(contents: rep.Contents) -> list[str]:
     if dropped:
         notes.append(f"{dropped} empty keys are dropped on loading")
     return notes
-
-
-def salvage_note(conf: _redis.RedisConf, data_dir: str, target: rep.Target) -> str:
-    """What the live AOF would lose instead of the restore point: only said, because nothing proves the values in an AOF."""
-    path = os.path.join(data_dir, conf.appenddirname)
-    if not os.path.isdir(path):
-        path = os.path.join(data_dir, conf.appendfilename)
-    now = time.time()
-    aof = _aof.verify(path, target=target, now=now, base=lambda name: _rdb_walk.walk(name, now=now))
-    if aof.state not in (_aof.INTACT, _aof.TAIL) or not aof.usable:
-        return f"the live AOF cannot be salvaged as it is: {aof.evidence()}"
-    usable = aof.usable
-    until = f", up to {now - usable.timestamp:.0f} s ago" if usable.timestamp else ""
-    loss = f"{usable.bytes_lost} bytes and {usable.commands_lost} commands" if usable.bytes_lost else "nothing that can be seen"
-    return f"the live AOF is {aof.state}: a salvage of it ({usable.command} commands{until}) would lose {loss}, but nothing proves its values"
 
 
 def expectation(details: dict[str, t.Any], canary: dict[str, t.Any], contents: rep.Contents, used_memory: int, server: str) -> dict[str, t.Any]:
@@ -189,6 +202,8 @@ def manifest_section(
         "keyspace": found["keyspace"],
         "expired": found["expired"],
         "types": contents.types,
+        # a class of a single key could be the name of that key, and a manifest is not encrypted
+        "classes": {name: {"keys": counts["keys"], "expires": counts["expires"]} for name, counts in contents.classes.items() if counts["keys"] > 1},
         "expiry": contents.expiry,
         "fingerprint": found["fingerprint"],
         "used_memory": found["used_memory"],

@@ -35,7 +35,6 @@ _CONFIG = (
     "port 0",
     "unixsocketperm 700",
     'save ""',
-    "appendonly no",
     "maxmemory 0",
     "rdbchecksum yes",
     "crash-memcheck-enabled no",
@@ -43,6 +42,10 @@ _CONFIG = (
     'logfile ""',
     "daemonize no",
 )
+# With an append only file: loaded to its last byte or not at all, and not rewritten.
+_LOG_CONFIG = ("appendonly yes", "appenddirname appendonlydir", "aof-load-truncated no", "auto-aof-rewrite-percentage 0", "appendfsync no")
+# What is asked of a scratch server keeps its name, whatever the target calls it.
+_ASKED = ("AUTH", "PING", "INFO", "SELECT", "GET", "SAVE")
 _READ_AT_ONCE = 100  # keys
 
 
@@ -90,7 +93,7 @@ def version(program: str) -> tuple[str, str]:
         raise NotProven(f"{program} does not tell its version: {exc}") from exc
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Bytes that can be had without pushing anything else out."""
     with open("/proc/meminfo", encoding="ascii") as handle:
         return int(next(line for line in handle if line.startswith("MemAvailable:")).split()[1]) * 1024
@@ -101,16 +104,23 @@ def _quoted(text: str) -> str:
 
 
 @contextlib.contextmanager
-def running(directory: str, user: str, deadline: float, dump: str = "", server: str = "", target: Target | None = None) -> t.Iterator[_redis.Redis]:
+def running(
+    directory: str, user: str, deadline: float, dump: str = "", server: str = "", target: Target | None = None, aof: str = ""
+) -> t.Iterator[_redis.Redis]:
     """A scratch server of this target in `directory` (accessible to `user`), with `dump` (a name in it) loaded; Refused or NotProven when it has not.
 
-    The same when the connection breaks while it is being asked.
+    With `aof` it loads the append only file of that name instead, out of `directory`/appendonlydir or as a single file; SAVE writes it to `dump`.
+    The same errors when the connection breaks while it is being asked.
     """
     target = target or Target()
     program = locate(server, target.server)
     socket_path = os.path.join(directory, "scratch.sock")
+    # a renamed command stands in the file by its new name
+    renamed = {name: new for name, new in (target.renamed or {}).items() if aof and new and name not in _ASKED}
     config = [
         *_CONFIG,
+        *((*_LOG_CONFIG, f"appendfilename {_quoted(aof)}") if aof else ("appendonly no",)),
+        *(f"rename-command {name} {_quoted(new)}" for name, new in renamed.items()),
         f"sanitize-dump-payload {SANITIZE}",
         f"unixsocket {_quoted(socket_path)}",
         f"dir {_quoted(directory)}",
@@ -131,7 +141,7 @@ def running(directory: str, user: str, deadline: float, dump: str = "", server: 
             raise NotProven(f"{program} cannot be started as {user or 'this user'}: {exc}") from exc
         try:
             # It waits for its configuration: from here on it has this much memory, and is the first to go when there is none.
-            free = _free_memory()
+            free = free_memory()
             with contextlib.suppress(OSError):
                 resource.prlimit(process.pid, resource.RLIMIT_AS, (free, free))
                 resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, 0))  # it would hold the data
@@ -150,13 +160,20 @@ def running(directory: str, user: str, deadline: float, dump: str = "", server: 
             if _answers(socket_path):
                 raise ProofError(str(exc)) from exc
             # Redis has the same words for a file that ends early and for memory it does not get; data rarely takes more than this.
-            scarce = bool(dump) and free < 20 * os.path.getsize(os.path.join(directory, os.path.basename(dump)))
+            scarce = free < 20 * _size(directory, aof or os.path.basename(dump))
             raise _why(exc, process, log, deadline, ["Out Of Memory", *(["OOM loading"] if scarce else [])]) from exc
         finally:
             process.kill()
             process.wait()
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(socket_path)
+
+
+def _size(directory: str, name: str) -> int:
+    """Bytes of what is loaded; 0 when nothing is."""
+    folder = os.path.join(directory, "appendonlydir")
+    paths = [os.path.join(folder, part) for part in os.listdir(folder)] if os.path.isdir(folder) else [os.path.join(directory, name)] * bool(name)
+    return sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
 
 
 def _answers(socket_path: str) -> bool:
@@ -500,6 +517,12 @@ def fingerprint(client: _redis.Redis, samples: t.Iterable[tuple[int, bytes]], co
         if kind in _READERS:
             _READERS[kind](ask, feed, key)
     return {"keys": present, "sha256": digest.hexdigest()}
+
+
+def digests(client: _redis.Redis, samples: t.Iterable[tuple[int, bytes]]) -> dict[tuple[int, bytes], str]:
+    """The fingerprint of each of these keys that is there, to tell which of them differ elsewhere."""
+    found = {sample: fingerprint(client, [sample]) for sample in samples}
+    return {sample: each["sha256"] for sample, each in found.items() if each["keys"]}
 
 
 _Ask = t.Callable[..., t.Any]

@@ -54,13 +54,19 @@ def object_path(store: dict[str, t.Any], environment_id: str, key: str) -> str:
     return "/".join(part for part in (root.rstrip("/"), environment_id, key) if part)
 
 
-def read_s3(store: dict[str, t.Any], environment_id: str, at_most: int) -> Manifests:
-    """Manifests of the newest restore points in a bucket, by id."""
+def _named_by(ids: t.Iterable[str], until: float | None) -> list[str]:
+    """Ids in the order of their time, without those from after it: an id begins with it."""
+    last = "~" if until is None else time.strftime("%Y%m%dT%H%M%SZ~", time.gmtime(until))
+    return sorted(point_id for point_id in ids if point_id < last)
+
+
+def read_s3(store: dict[str, t.Any], environment_id: str, at_most: int, until: float | None = None) -> Manifests:
+    """Manifests of the newest restore points in a bucket, by id; none from after `until`."""
     client = s3_client(store)
     prefix = object_path(store, environment_id, "points/")
     try:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=store["bucket"], Prefix=prefix, Delimiter="/")
-        ids = sorted(entry["Prefix"][len(prefix) :].strip("/") for page in pages for entry in page.get("CommonPrefixes", []))
+        ids = _named_by((entry["Prefix"][len(prefix) :].strip("/") for page in pages for entry in page.get("CommonPrefixes", [])), until)
         found: Manifests = {}
         # However many uploads broke off lately, the restore points behind them count.
         for point_id in reversed(ids):
@@ -75,13 +81,14 @@ def read_s3(store: dict[str, t.Any], environment_id: str, at_most: int) -> Manif
         raise StoreError(f"{type(exc).__name__}: {exc}") from exc
 
 
-def read_sftp(store: dict[str, t.Any], environment_id: str, at_most: int) -> Manifests:
-    """Manifests of the newest restore points below a directory, by id."""
+def read_sftp(store: dict[str, t.Any], environment_id: str, at_most: int, until: float | None = None) -> Manifests:
+    """Manifests of the newest restore points below a directory, by id; none from after `until`."""
     prefix = object_path(store, environment_id, "points")
     deadline = time.time() + 10
     try:
         with _fetch.sftp_session(store) as argv, tempfile.TemporaryDirectory() as folder:
-            ids = sorted(line.strip().rsplit("/", 1)[-1] for line in _fetch.sftp(argv, f'ls -1 "{prefix}"\n', deadline).splitlines() if line.strip())
+            listed = _fetch.sftp(argv, f'ls -1 "{prefix}"\n', deadline).splitlines()
+            ids = _named_by((line.strip().rsplit("/", 1)[-1] for line in listed if line.strip()), until)
             while ids and len(os.listdir(folder)) < at_most:
                 batch = "".join(f'-get "{prefix}/{point_id}/manifest.json" "{folder}/{point_id}"\n' for point_id in ids[-at_most:])
                 _fetch.sftp(argv, batch, deadline)
@@ -95,15 +102,15 @@ def read_sftp(store: dict[str, t.Any], environment_id: str, at_most: int) -> Man
         raise StoreError(str(exc)) from exc
 
 
-READERS: dict[str, t.Callable[[dict[str, t.Any], str, int], Manifests]] = {"s3": read_s3, "sftp": read_sftp}
+READERS: dict[str, t.Callable[..., Manifests]] = {"s3": read_s3, "sftp": read_sftp}
 
 
-def read_all(stores: list[dict[str, t.Any]], environment_id: str, at_most: int) -> tuple[dict[str, Manifests], dict[str, str]]:
-    """Ask every store at once: manifests by store name, and why the others did not answer."""
+def read_all(stores: list[dict[str, t.Any]], environment_id: str, at_most: int, until: float | None = None) -> tuple[dict[str, Manifests], dict[str, str]]:
+    """Ask every store at once: manifests by store name, none from after `until`, and why the others did not answer."""
     good: dict[str, Manifests] = {}
     bad: dict[str, str] = {}
     with concurrent.futures.ThreadPoolExecutor(max_workers=max(1, len(stores))) as pool:
-        asked = {store["name"]: pool.submit(READERS[store["kind"]], store, environment_id, at_most) for store in stores}
+        asked = {store["name"]: pool.submit(READERS[store["kind"]], store, environment_id, at_most, until) for store in stores}
         for name, future in asked.items():
             try:
                 good[name] = future.result()

@@ -64,6 +64,10 @@ options:
     description: The systemd unit of Redis.
     type: str
     default: redis-server
+  redis_user:
+    description: User that Redis runs as.
+    type: str
+    default: redis
   replicas_consent:
     description: Whether replicas that are attached to Redis may lose what they hold.
     type: bool
@@ -99,6 +103,12 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+redis_state:
+  description:
+    - With O(in_place) what Redis is. V(healthy) when it serves and says so, V(sick) when it does not or holds far less than the restore point, V(unknown)
+      when it turns the credentials down. What a healthy Redis has on its disk is no candidate for a restore without a point in time.
+  type: str
+  returned: always
 recovered:
   description: The record of an earlier recovery of this environment onto this server, empty if there was none.
   type: dict
@@ -126,6 +136,7 @@ from ansible_collections.titan.disaster_recovery.plugins.module_utils import (
     _fetch,
     _probe,
     _redis,
+    _redis_cause,
     _redis_data,
     _redis_live,
     _redis_unit,
@@ -148,6 +159,7 @@ class Preflight:
         self.params = params
         self.gates: list[dict[str, str]] = []
         self.notes: list[str] = []
+        self.redis_state = ""
 
     def gate(self, name: str, good: bool | None, evidence: str) -> None:
         self.gates.append({"name": name, "verdict": "unknown" if good is None else "pass" if good else "fail", "evidence": evidence})
@@ -208,10 +220,11 @@ class Preflight:
             self.gate("environment", None if unread else True, f"{record} cannot be read" if unread else "claimed by no environment")
         conf = self.redis_conf()
         recovered = read_json(os.path.join(_fetch.STATE_DIR, "recovered.json"))
-        if recovered == {"environment_id": environment, "run_id": run_id}:
+        if (recovered.get("environment_id"), recovered.get("run_id")) == (environment, run_id):
             self.notes.append("this run has recovered this server already")
             return recovered
         if conf:
+            self.intruders(conf)
             self.newer_data(conf)
             self.copies(conf)
         return {}
@@ -228,6 +241,27 @@ class Preflight:
         self.gate("redis_config", not wrong, f"{path}: " + ("; ".join(wrong) or f"dir {conf.directory}, appendonly {'yes' if conf.appendonly else 'no'}"))
         return conf
 
+    def intruders(self, conf: _redis.RedisConf) -> None:
+        """Nothing of others is stopped: a port or data that somebody else holds must be given free first."""
+        try:
+            held = _redis_cause.foreign(conf, self.params["redis_unit"], self.params["redis_data_dir"], time.time() + PATIENCE)
+        except (_redis_unit.UnitError, OSError, subprocess.TimeoutExpired) as exc:
+            self.gate("redis_port", None, str(exc))
+            return
+        evidence = f"{'; '.join(held)}, and is not {self.params['redis_unit']}: stop it, then run again" if held else "nobody else holds its port or its data"
+        self.gate("redis_port", not held, evidence)
+
+    def why(self, conf: _redis.RedisConf) -> str:
+        """What keeps Redis from serving, in words."""
+        try:
+            with open(self.params["redis_config"], encoding="utf-8") as handle:
+                config = handle.read()
+            end = time.time() + PATIENCE
+            found = _redis_cause.causes(conf, config, self.params["redis_unit"], self.params["redis_data_dir"], self.params["redis_user"], end)
+        except (_redis_unit.UnitError, OSError, UnicodeDecodeError, subprocess.TimeoutExpired) as exc:
+            found = [f"the cause could not be looked for: {exc}"]
+        return "; ".join(found) or "no cause can be seen from outside"
+
     def newer_data(self, conf: _redis.RedisConf) -> None:
         """What Redis says of itself, and whether a recovery would throw away what a working Titan wrote since."""
         point = self.params["restore_point"]
@@ -242,7 +276,9 @@ class Preflight:
             sick, said = None, f"Redis cannot be asked: {exc}"
         except (_redis.RedisError, OSError, ValueError) as exc:
             sick, said = [str(exc)], ""
+        self.redis_state = "sick" if sick else "unknown" if sick is None else "healthy"
         if sick:
+            self.notes.append(f"why Redis is not healthy: {self.why(conf)}")
             self.gate("newer_data", True, f"Redis is not healthy: {'; '.join(sick)}; {since}")
             return
         trading = _probe.probe(self.params["trading_probe"], PATIENCE)
@@ -344,6 +380,7 @@ def main() -> t.NoReturn:
             "redis_username": {"type": "str", "default": ""},
             "redis_password": {"type": "str", "default": "", "no_log": True},
             "redis_unit": {"type": "str", "default": "redis-server"},
+            "redis_user": {"type": "str", "default": "redis"},
             "replicas_consent": {"type": "bool", "default": False},
             "trading_probe": {"type": "dict"},
             "run_id": {"type": "str"},
@@ -367,8 +404,8 @@ def main() -> t.NoReturn:
     bad = [f"{gate['name']}: {gate['evidence']}" for gate in preflight.gates if gate["verdict"] != "pass"]
     if bad:
         reason = "This server cannot be recovered onto: " + "; ".join(bad)
-        module.fail_json(msg=reason, recovered=recovered, titan_dr={**rows, "refused": reason})
-    module.exit_json(changed=False, recovered=recovered, titan_dr=rows)
+        module.fail_json(msg=reason, recovered=recovered, redis_state=preflight.redis_state, titan_dr={**rows, "refused": reason})
+    module.exit_json(changed=False, recovered=recovered, redis_state=preflight.redis_state, titan_dr=rows)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: redis_stage
-short_description: Stage a Redis snapshot and prove it in a scratch Redis
+short_description: Stage the Redis data that loses least, proven in a scratch Redis
 version_added: "0.1.0"
 author: [Titan DR maintainers (@titan-dr)]
 description:
@@ -15,6 +15,9 @@ description:
     format version, checksum, counts, canary and fingerprint must be those of its manifest, and the server must be able to hold it. Live data is not touched.
   - A candidate that cannot be fetched, opened, loaded or that differs from its manifest is passed over for the next one, with the reason and with how much
     older the one is that is used.
+  - With O(salvage) the server's own append only file and dump, and a replica, are examined beside the restore points, each in a process and a scratch Redis
+    of its own and always on a copy. Of those that are proven the one that loses least is staged. By which rules see
+    docs/scenarios/database_corruption.md.
   - Waits for C(redis-server) to be installed, so that it can run while packages are being installed.
 options:
   mode:
@@ -64,6 +67,57 @@ options:
       expires_max:
         description: Greatest number of keys that have an expiry.
         type: int
+      immutable:
+        description: Whether a key of this class never changes once it was written. An append only file in which one differs from a restore point is not proven.
+        type: bool
+        default: false
+  salvage:
+    description:
+      - What may be staged besides a restore point. With V(auto) what is proven by the rules for data without a manifest, with V(unproven_ok) also what can be
+        loaded and is not proven.
+    type: str
+    choices: [archive_only, auto, unproven_ok]
+    default: archive_only
+  salvage_within:
+    description: Seconds since the start that all candidates have. From then on the first that is proven ends the wait for the others.
+    type: float
+    default: 60
+  tolerance:
+    description: Share of a key class of the newest restore point that data without a manifest may lack and still be proven.
+    type: float
+    default: 0.1
+  replica:
+    description: A replica to take the data of, too. Nothing is changed there.
+    type: dict
+    suboptions:
+      host:
+        description: Its address.
+        type: str
+        required: true
+      port:
+        description: Its port.
+        type: int
+        default: 6379
+      username:
+        description: ACL user, empty for the default user.
+        type: str
+        default: ""
+      password:
+        description: Password.
+        type: str
+        default: ""
+      tls:
+        description: Whether it speaks TLS. Its certificate must carry O(replica.host).
+        type: bool
+        default: false
+      ca:
+        description: File with the authority to trust. The system's without it.
+        type: path
+  restore_to:
+    description:
+      - Point in time in seconds since the epoch. What was written from this second on is left out. The newest restore point before it is taken, or the append
+        only file up to it, where its timestamps tell.
+    type: float
   incident_started_at:
     description: Start of the incident in seconds since the epoch. The distance to the canary in the snapshot is the measured data loss.
     type: float
@@ -114,8 +168,12 @@ restore_point:
   type: dict
   returned: success
 expected:
-  description: What the manifest says of the data, for the check after the swap.
+  description: What the manifest says of the data, or what was found in data without one, for the check after the swap.
   type: dict
+  returned: success
+data_at:
+  description: When the staged data is of, in seconds since the epoch, by its canary or else the time of the snapshot.
+  type: float
   returned: success
 titan_dr:
   description: Rows for the ledger.
@@ -124,13 +182,13 @@ titan_dr:
 """
 
 import contextlib
+import functools
 import glob
 import json
 import os
 import pwd
 import shutil
 import signal
-import tempfile
 import time
 import typing as t
 
@@ -144,13 +202,21 @@ from ansible_collections.titan.disaster_recovery.plugins.module_utils import (
     _redis,
     _redis_data,
     _redis_proof,
+    _replica,
+    _salvage,
     _scratch,
     _target,
 )
 
 # Two clocks that differ by more make expiries and the data loss meaningless.
 CLOCK_TOLERANCE = 60.0
-INVARIANT = {"class": {"type": "str", "required": True}, "min": {"type": "int"}, "max": {"type": "int"}, "expires_max": {"type": "int"}}
+INVARIANT = {
+    "class": {"type": "str", "required": True},
+    "min": {"type": "int"},
+    "max": {"type": "int"},
+    "expires_max": {"type": "int"},
+    "immutable": {"type": "bool", "default": False},
+}
 
 
 def stage_dir(data_dir: str, run_id: str) -> str:
@@ -168,6 +234,11 @@ def job_file(run_id: str) -> str:
     return os.path.join(_fetch.STATE_DIR, "stage", f"redis-{run_id}.json")
 
 
+def outbox_of(run_id: str) -> str:
+    """Where the candidates' examiners put what they found: for nobody else to write."""
+    return job_file(run_id).removesuffix(".json") + ".outcomes"
+
+
 def forget_others(data_dir: str, directory: str) -> None:
     """Stages of earlier runs that ended before their swap only take up room; so do the outcomes of their jobs."""
     prefix = stage_dir(data_dir, "")
@@ -178,6 +249,7 @@ def forget_others(data_dir: str, directory: str) -> None:
     for path in glob.glob(job_file("*")):
         if path != own and not running(int(read(path).get("pid", 0))):
             os.unlink(path)
+            shutil.rmtree(path.removesuffix(".json") + ".outcomes", ignore_errors=True)
 
 
 def read_config(path: str) -> str | None:
@@ -221,57 +293,13 @@ def fetch(params: dict[str, t.Any], candidate: dict[str, t.Any], source: dict[st
     return digest
 
 
-class Aside:
-    """A look at the live AOF in a process of its own: the recovery does not wait for it."""
-
-    def __init__(self, look: t.Callable[[], str], timeout: float) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
-        self._pid = os.fork()
-        if not self._pid:
-            with contextlib.suppress(BaseException):
-                signal.alarm(max(1, int(timeout)))  # whatever becomes of us
-                os.nice(19)
-                text = look()
-                self._file.write(text.encode())
-                self._file.flush()
-            os._exit(0)
-        self._ended = False
-
-    def early_result(self) -> str:
-        """What it found, or that it had no time; a second is not grudged."""
-        end = time.monotonic() + 1
-        while not self._ended and time.monotonic() < end:
-            self._ended = os.waitpid(self._pid, os.WNOHANG)[0] == self._pid
-            time.sleep(0.01)
-        self._file.seek(0)
-        return self._file.read().decode() or "the live AOF was not examined: there was no time"
-
-    def end(self) -> None:
-        if not self._ended:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
-            self._ended = True
-        self._file.close()
-
-
-def look_at_aof(config: str | None, data_dir: str, timeout: float) -> Aside | None:
-    """On a server that is restored in place: what its AOF would lose."""
-    if config is None or not os.path.isdir(data_dir):
-        return None
-    conf = _redis.parse_conf(config)
-    if not conf.appendonly:
-        return None
-    family, number = _scratch.version(_scratch.locate())
-    target = _target.of_server(config, f"{family} {number}")
-    return Aside(lambda: _redis_proof.salvage_note(conf, data_dir, target), timeout)
-
-
-def stage(params: dict[str, t.Any], directory: str, timings: dict[str, float]) -> dict[str, t.Any]:
-    deadline = time.time() + params["timeout"]
+def restore_points(params: dict[str, t.Any], directory: str, deadline: float) -> _salvage.Outcome:
+    """The newest restore point that is proven."""
     dump = os.path.join(directory, _redis_data.DUMP)
     config = read_config(params["config"])
+    timings: dict[str, float] = {}
 
-    def attempt(candidate: dict[str, t.Any], source: dict[str, t.Any]) -> tuple[_rdb_report.Contents, dict[str, t.Any], str]:
+    def attempt(candidate: dict[str, t.Any], source: dict[str, t.Any]) -> tuple[_rdb_report.Contents, dict[str, t.Any]]:
         details = candidate["details"]
         shutil.rmtree(directory, ignore_errors=True)
         os.makedirs(directory, mode=0o700)
@@ -282,49 +310,197 @@ def stage(params: dict[str, t.Any], directory: str, timings: dict[str, float]) -
         wait_for(params["installed_marker"], deadline)
         timings["wait_for_packages"] = round(time.monotonic() - started, 2)
         owner = pwd.getpwnam(params["user"])
-        for path in (directory, dump):
+        for path in (os.path.dirname(directory), directory, dump):
             os.chown(path, owner.pw_uid, owner.pw_gid)
         started = time.monotonic()
         target = target_of(config, details)
+        canary = params["canary"] if details.get("canary") else None
         try:
-            contents, found = _redis_proof.prove(dump, digest, details, params["canary"] if details.get("canary") else None, target, params["user"], deadline)
+            proven = _redis_proof.prove(dump, digest, details, canary, target, params["user"], deadline, witness=params["salvage"] != "archive_only")
         except _redis_proof.Faulty as exc:
             raise _fetch.FetchError(str(exc)) from exc
+        contents, found = proven
         broken = _redis_proof.invariant_faults(params["invariants"], contents)
         if broken:
             raise _fetch.FetchError(f"its data cannot be right: {'; '.join(broken)}")
+        refuse_later(params, contents, found["canary"])
         timings["prove"] = round(time.monotonic() - started, 2)
-        return contents, found, f"{target.server} {target.version}"
+        return contents, {**found, "server": f"{target.server} {target.version}"}
 
-    salvage = look_at_aof(config, params["data_dir"], params["timeout"])
-    try:
-        candidate, store, (contents, found, server), rejected = _fetch.first_good(params["candidates"], attempt)
-        salvaged = salvage.early_result() if salvage else ""
-    except _fetch.FetchError as exc:
-        raise _fetch.FetchError(f"{exc}; {salvage.early_result()}") if salvage else exc from exc
-    finally:
-        if salvage:
-            salvage.end()
-    details, canary = candidate["details"], found["canary"]
+    candidates = params["candidates"]
+    candidate, store, (contents, found), rejected = _fetch.first_good(candidates, attempt)
     counted = ", ".join(f"{name} {entry['keys']} keys" for name, entry in sorted(found["keyspace"].items()))
     proof = f"SHA-256, age, RDB {contents.version}, checksum {contents.checksum}, structure, loaded in a scratch Redis with sanitized payloads: "
     proof += f"{counted or 'no keys'}, {found['expired']} expired, fingerprint of {found['fingerprint']['keys']} keys"
-    proof += f", canary {canary['seq']}" if canary else ", no canary"
-    data_at, basis = (canary["at"], "canary") if canary else (candidate["taken_at"], "time of the snapshot")
+    proof += f", canary {found['canary']['seq']}" if found["canary"] else ", no canary"
     notes = [f"passed over: {reason}" for reason in rejected]
-    newest = max(other["taken_at"] for other in params["candidates"])
+    newest = max(other["taken_at"] for other in candidates)
     if newest > candidate["taken_at"]:
         notes.append(f"restore point {candidate['id']} is {newest - candidate['taken_at']:.0f} s older than the newest one: so much more is lost")
-    if salvaged:
-        notes.append(salvaged)
+    return _salvage.Outcome(
+        _salvage.ARCHIVE,
+        f"restore point {candidate['id']}",
+        store,
+        _salvage.PROVEN,
+        proof=proof,
+        dump=dump,
+        taken_at=candidate["taken_at"],
+        contents=contents,
+        found=found,
+        last_canary=int(found["canary"]["seq"]) if found["canary"] else None,
+        notes=notes + _redis_proof.losses(contents),
+        timings=timings,
+        details=candidate["details"],
+        position=candidates.index(candidate),
+    )
+
+
+def refuse_later(params: dict[str, t.Any], contents: _rdb_report.Contents, canary: dict[str, float] | None) -> None:
+    """With a point in time: nothing that was written after it."""
+    before = params["restore_to"]
+    if before is None:
+        return
+    late = max((contents.taken_at or 0.0) + 1, canary["at"] if canary else 0.0)
+    if late > before:
+        raise _fetch.FetchError("it was taken after the point in time that is wanted")
+
+
+def tasks_of(params: dict[str, t.Any], outbox: str, deadline: float) -> list[_salvage.Task]:
+    """The candidates: the restore points, and what there is beside them."""
+    newest = params["candidates"][0]["details"] if params["candidates"] else {}
+    size = newest.get("size", 0)
+    archive = _salvage.Task(
+        _salvage.ARCHIVE,
+        "restore points",
+        "archive",
+        lambda folder: restore_points(params, folder, deadline),
+        memory=newest.get("used_memory", 2 * size),
+        disk=2 * size,
+    )
+    config = read_config(params["config"])
+    if params["salvage"] == "archive_only" or config is None:
+        return [archive]
+    conf = _redis.parse_conf(config)
+    rules = _salvage.Rules(
+        target=target_of(config, {}),
+        user=params["user"],
+        canary=params["canary"],
+        invariants=params["invariants"],
+        newest=newest,
+        tolerance=params["tolerance"],
+        before=params["restore_to"],
+        deadline=deadline,
+    )
+    tasks = [archive]
+    data_dir, replica = params["data_dir"].rstrip("/"), params["replica"]
+    log, dump = _salvage.sizes(conf, data_dir)
+    if dump:
+        path = os.path.join(data_dir, conf.dbfilename)
+        work = functools.partial(_salvage.server_dump, path, rules)
+        tasks.append(_salvage.Task(_salvage.DUMP, "dump of the server", path, work, memory=2 * dump, disk=2 * dump))
+    if log and conf.appendonly:
+        witnesses = _salvage.waits(outbox, [task.kind for task in tasks], min(deadline, time.time() + params["salvage_within"]))
+        work = functools.partial(_salvage.server_log, conf, data_dir, rules, witnesses=witnesses)
+        tasks.append(_salvage.Task(_salvage.AOF, "append only file of the server", data_dir, work, memory=2 * log, disk=3 * log))
+    if replica and params["restore_to"] is None:
+        work = functools.partial(_salvage.replica_dump, replica, rules)
+        where = f"{replica['host']}:{replica['port']}"
+        tasks.append(_salvage.Task(_salvage.REPLICA, "replica", where, work, memory=archive.memory, disk=archive.disk))
+    return tasks
+
+
+def outcomes_of(params: dict[str, t.Any], directory: str, deadline: float) -> list[_salvage.Outcome]:
+    outbox = outbox_of(params["run_id"])
+    tasks = tasks_of(params, outbox, deadline)
+    if len(tasks) == 1:
+        return [tasks[0].work(os.path.join(directory, tasks[0].kind))]
+    _salvage.hand_over(directory, params["user"])
+    shutil.rmtree(outbox, ignore_errors=True)
+    os.makedirs(outbox, mode=0o700)
+    found = os.statvfs(os.path.dirname(directory))
+    try:
+        return _salvage.race(
+            tasks,
+            directory,
+            outbox,
+            deadline=deadline,
+            patience=params["salvage_within"],
+            cores=len(os.sched_getaffinity(0)),
+            memory=_scratch.free_memory(),
+            disk=found.f_bavail * found.f_frsize - _redis_data.MARGIN,
+        )
+    finally:
+        shutil.rmtree(outbox)
+
+
+def stage(params: dict[str, t.Any], directory: str, timings: dict[str, float]) -> dict[str, t.Any]:
+    deadline = time.time() + params["timeout"]
+    shutil.rmtree(directory, ignore_errors=True)
+    os.makedirs(directory, mode=0o700)
+    outcomes = outcomes_of(params, directory, deadline)
+    chosen = _salvage.choose(outcomes, params["salvage"] == "unproven_ok")
+    archive = outcomes[0]
+    for one in outcomes:
+        timings.update(one.timings)
+    incident = params["incident_started_at"]
+    rows = [one.row(incident, one is chosen) for one in outcomes]
+    if chosen is None:
+        raise NoneGood("; ".join(f"{one.name}: {'; '.join(one.reasons)}" if one is not archive else "; ".join(one.reasons) for one in outcomes), outcomes, rows)
+    take(directory, chosen.dump, params["user"])
+    details = chosen.details or {
+        "keyspace": chosen.found["keyspace"],
+        "expired": chosen.found["expired"],
+        "fingerprint": chosen.found["fingerprint"],
+        "canary": chosen.found["canary"],
+        "databases": _redis.parse_conf(read_config(params["config"]) or "").databases,
+    }
+    family, number = _scratch.version(_scratch.locate())
+    server = chosen.found.get("server", f"{family} {number}")
+    is_archive = chosen.kind == _salvage.ARCHIVE
+    point = params["candidates"][chosen.position]["id"] if is_archive else chosen.kind
+    notes = [*chosen.notes, *_salvage.lost(outcomes, chosen)]
+    if not is_archive:
+        notes += [note for note in archive.notes if note.startswith("passed over")]
+        losses = [f"the {one.name} would lose {one.loss(incident)} s" for one in outcomes if one is not chosen and one.verdict == _salvage.PROVEN]
+        notes.insert(0, "; ".join([f"restored from the {chosen.name} and not from a restore point, because it loses less", *losses]))
+        if chosen.verdict != _salvage.PROVEN:
+            notes.insert(0, f"with consent, although it is not proven: {'; '.join(chosen.reasons)}")
     return {
         "stage": directory,
-        "restore_point": {"id": candidate["id"], "source": store, "taken_at": candidate["taken_at"], "proof": proof},
-        "expected": _redis_proof.expectation(details, params["canary"], contents, found["used_memory"], server),
-        "rpo": {"actual_s": round(max(0.0, params["incident_started_at"] - data_at), 2), "basis": basis},
-        "notes": notes + _redis_proof.losses(contents),
-        "versions": {"redis": details["version"]},
+        "restore_point": {"id": point, "source": chosen.source, "taken_at": chosen.taken_at, "proof": chosen.proof},
+        "expected": _redis_proof.expectation(details, params["canary"], t.cast("_rdb_report.Contents", chosen.contents), chosen.found["used_memory"], server),
+        "data_at": chosen.data_at,
+        "rpo": {"actual_s": chosen.loss(incident), "basis": chosen.basis},
+        "notes": notes,
+        "candidates": rows,
+        "versions": {"redis": details.get("version", number)},
     }
+
+
+class NoneGood(Exception):
+    """None of the candidates may be restored."""
+
+    def __init__(self, text: str, outcomes: list[_salvage.Outcome], rows: list[dict[str, t.Any]]) -> None:
+        super().__init__(text)
+        self.unknown = outcomes[0].verdict == _salvage.UNPROVEN
+        self.rows = rows
+
+
+def take(directory: str, dump: str, user: str) -> None:
+    """The chosen dump to its place; what the others left goes."""
+    place = os.path.join(directory, _redis_data.DUMP)
+    os.rename(dump, place)
+    for name in os.listdir(directory):
+        path = os.path.join(directory, name)
+        if os.path.isdir(path):
+            shutil.rmtree(path)
+        elif path != place:
+            os.unlink(path)
+    with open(place, "rb") as handle:
+        os.fsync(handle.fileno())
+    owner = pwd.getpwnam(user)
+    for path in (directory, place):
+        os.chown(path, owner.pw_uid, owner.pw_gid)
 
 
 def work(params: dict[str, t.Any], directory: str) -> dict[str, t.Any]:
@@ -333,6 +509,10 @@ def work(params: dict[str, t.Any], directory: str) -> dict[str, t.Any]:
     forget_others(params["data_dir"], directory)
     try:
         result = stage(params, directory, timings)
+    except NoneGood as exc:
+        shutil.rmtree(directory, ignore_errors=True)
+        gate = {"name": "redis_proof", "verdict": "unknown" if exc.unknown else "fail", "evidence": str(exc)}
+        return {"failed": f"No Redis data was restored: {exc}", "titan_dr": {"gates": [gate], "timings": timings, "candidates": exc.rows}}
     except (_fetch.FetchError, _scratch.ProofError, _redis.RedisError, OSError, KeyError, ValueError) as exc:
         shutil.rmtree(directory, ignore_errors=True)
         # A scratch Redis that cannot be asked says nothing of the data.
@@ -344,6 +524,7 @@ def work(params: dict[str, t.Any], directory: str) -> dict[str, t.Any]:
         "versions": result.pop("versions"),
         "gates": [{"name": "redis_proof", "verdict": "pass", "evidence": result["restore_point"]["proof"]}],
         "notes": result.pop("notes"),
+        "candidates": result.pop("candidates"),
         "timings": timings,
     }
     return {**result, "titan_dr": rows}
@@ -447,6 +628,11 @@ def main() -> t.NoReturn:
             "canary": {"type": "dict", "required": True},
             "config": {"type": "path", "default": "/etc/redis/redis.conf"},
             "invariants": {"type": "list", "elements": "dict", "default": [], "options": INVARIANT},
+            "salvage": {"type": "str", "choices": ["archive_only", "auto", "unproven_ok"], "default": "archive_only"},
+            "salvage_within": {"type": "float", "default": 60},
+            "tolerance": {"type": "float", "default": 0.1},
+            "replica": {"type": "dict", "options": _replica.ARGUMENTS},
+            "restore_to": {"type": "float"},
             "incident_started_at": {"type": "float", "required": True},
             "installed_marker": {"type": "path", "required": True},
             "timeout": {"type": "float", "required": True},
@@ -454,6 +640,9 @@ def main() -> t.NoReturn:
         supports_check_mode=True,
     )
     params = module.params
+    if params["restore_to"] is not None:
+        params["restore_to"] = _salvage.whole_second(params["restore_to"])
+        params["candidates"] = [candidate for candidate in params["candidates"] if candidate["taken_at"] + 1 <= params["restore_to"]]
     directory = stage_dir(params["data_dir"], params["run_id"])
     job = job_file(params["run_id"])
     if module.check_mode:

@@ -81,6 +81,12 @@ options:
     description: How many restore points to consider in each store.
     type: int
     default: 5
+  restore_to:
+    description:
+      - Consider only what was taken before this point in time, in ISO 8601 (UTC when it names no zone) or seconds since the epoch. Empty for no such limit.
+      - A time that cannot be read, that is in the future or before every restore point is refused, with what there is.
+    type: str
+    default: ""
 requirements: [boto3, pyrage]
 extends_documentation_fragment:
   - titan.disaster_recovery.attributes
@@ -108,6 +114,10 @@ plan:
   description: Candidates by kind of object (V(bootstrap), V(bundle), V(config), V(app), V(redis)), the newest restore point first.
   type: dict
   returned: success
+restore_to:
+  description: The point in time in seconds since the epoch.
+  type: float
+  returned: when O(restore_to) is given
 titan_dr:
   description: Rows for the ledger.
   type: dict
@@ -115,6 +125,7 @@ titan_dr:
 """
 
 import datetime
+import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
@@ -139,6 +150,25 @@ STORE: dict[str, t.Any] = {
 }
 
 
+def moment(text: str, now: float) -> float:
+    """Seconds since the epoch of a point in time that has been; ValueError says what is wrong with it."""
+    try:
+        found = float(text)
+    except ValueError:
+        try:
+            parsed = datetime.datetime.fromisoformat(text.strip())
+        except ValueError:
+            raise ValueError(f"{text!r} is neither ISO 8601 nor seconds since the epoch") from None
+        found = (parsed if parsed.tzinfo else parsed.replace(tzinfo=datetime.UTC)).timestamp()
+    if not 0 < found < now:
+        raise ValueError(f"{text!r} is {'in the future' if found >= now else 'no time'}")
+    return found
+
+
+def shown(at: float) -> str:
+    return datetime.datetime.fromtimestamp(at, tz=datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
 def main() -> t.NoReturn:
     module = AnsibleModule(
         argument_spec={
@@ -155,6 +185,7 @@ def main() -> t.NoReturn:
             "environment_id": {"type": "str", "required": True},
             "identity": {"type": "str", "required": True, "no_log": True},
             "at_most": {"type": "int", "default": 5},
+            "restore_to": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
@@ -164,21 +195,40 @@ def main() -> t.NoReturn:
         gate = {"name": "restore_points", "verdict": "fail", "evidence": reason}
         module.fail_json(msg=reason, titan_dr={"refused": reason, "gates": [gate], "notes": notes})
 
-    good, bad = _stores.read_all(params["stores"], params["environment_id"], params["at_most"])
+    try:
+        until = moment(params["restore_to"], time.time()) if params["restore_to"] else None
+    except ValueError as exc:
+        refuse(f"The point in time cannot be restored to: {exc}", [])
+    good, bad = _stores.read_all(params["stores"], params["environment_id"], params["at_most"], until)
     silent = [f"store {name} does not answer: {reason}" for name, reason in bad.items()]
     if not good:
         refuse(f"No store can be read: {'; '.join(silent)}", silent)
     plan, notes, locked = _stores.plan(good, params["environment_id"], params["identity"])
     notes += silent
+    if until is not None:
+        # what a second later holds may be in it
+        plan["redis"] = [candidate for candidate in plan["redis"] if candidate["taken_at"] + 1 <= until]
+        if not plan["redis"]:
+            every = _stores.read_all(params["stores"], params["environment_id"], params["at_most"])[0]
+            there = _stores.plan(every, params["environment_id"], params["identity"])
+            times = sorted(candidate["taken_at"] for candidate in there[0]["redis"])
+            listed = f"the newest {len(times)} are from {shown(times[0])} to {shown(times[-1])}" if times else "there is none at all"
+            refuse(f"There is no usable restore point from before {shown(until)}: {listed}", notes)
     if not plan["redis"]:
         if locked:
             refuse(f"titan_age_identity opens no restore point: {locked[0]}", notes)
         reasons = "; ".join(notes) or "they are empty"
         refuse(f"There is no usable restore point of environment {params['environment_id']} in {', '.join(good)}: {reasons}", notes)
     newest = plan["redis"][0]
-    taken = datetime.datetime.fromtimestamp(newest["taken_at"], tz=datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    evidence = f"{len(plan['redis'])} usable, newest {newest['id']} of {taken} in {', '.join(newest['stores'])}; its seal opens"
-    module.exit_json(changed=False, plan=plan, titan_dr={"gates": [{"name": "restore_points", "verdict": "pass", "evidence": evidence}], "notes": notes})
+    evidence = f"{len(plan['redis'])} usable, newest {newest['id']} of {shown(newest['taken_at'])} in {', '.join(newest['stores'])}; its seal opens"
+    if until is not None:
+        evidence = f"before {shown(until)}: {evidence}"
+    module.exit_json(
+        changed=False,
+        plan=plan,
+        **({} if until is None else {"restore_to": until}),
+        titan_dr={"gates": [{"name": "restore_points", "verdict": "pass", "evidence": evidence}], "notes": notes},
+    )
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def restored(world: World, folder: Path) -> None:
     fault.prepare()
     redis("set", MARK, "newer")
     fault.strike()
-    before = Controller(folder / "restore", "database_corruption", *ARGUMENTS).end()
+    before = Controller(folder / "restore", "database_corruption", *ARGUMENTS, "-e", "redis_restore_salvage=archive_only").end()
     assert before.rc in (0, 4) and before.report["result"] == "recovered", before.output
     assert redis("get", MARK) == ""
 

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 from lab_runs import Run, flip_bit, points, refused, sh, titan_with_restore_points
 
+from titan_dr import lab
 from titan_dr.lab import faults
 from titan_dr.lab.state import LabState
 
@@ -57,6 +59,12 @@ def redis(*words: str) -> str:
     return sh("titan", ask + " ".join(words)).strip()
 
 
+def canary() -> None:
+    """What the writer of a living Titan does: the loss is measured with it."""
+    last = json.loads(redis("get", "titan:dr:canary"))
+    redis("set", "titan:dr:canary", f"'{json.dumps({'seq': last['seq'] + 1, 'at': time.time()})}'")
+
+
 def test_a_healthy_titan_is_refused_without_consent(state: LabState, tmp_path: Path) -> None:
     before = fingerprint()
     refused(Run(tmp_path / "run", PLAYBOOK), "newer_data", "trading is on", "database_corruption_confirm")
@@ -69,6 +77,29 @@ def test_an_inventory_with_two_servers_is_refused(state: LabState, tmp_path: Pat
     refused(Run(tmp_path / "run", PLAYBOOK, inventory=inventory), "exactly one server")
 
 
+def test_a_point_in_time_that_no_restore_point_reaches_is_refused(state: LabState, tmp_path: Path) -> None:
+    before = fingerprint()
+    run = Run(tmp_path / "run", PLAYBOOK, "-e", "redis_restore_to=2020-01-01T00:00:00Z", "-e", "database_corruption_confirm=true")
+    refused(run, "no usable restore point from before 2020-01-01 00:00:00 UTC: the newest ")
+    assert fingerprint() == before and trading() is True
+
+
+def test_a_port_that_somebody_else_took_is_refused_with_his_name(state: LabState, tmp_path: Path) -> None:
+    squatter = "import socket\nlistener = socket.create_server(('127.0.0.1', 6379))\nwhile True:\n    listener.accept()[0].close()"
+    sh("titan", "systemctl stop redis-server")
+    lab.exec("titan", ["systemd-run", "--unit", "squatter", "--collect", "/usr/bin/python3", "-c", squatter])
+    try:
+        sh("titan", "until ss -ltn | grep -q '127.0.0.1:6379 '; do sleep 0.1; done")
+        pid = sh("titan", "systemctl show --property MainPID --value squatter").strip()
+        refused(Run(tmp_path / "run", PLAYBOOK), f"process {pid} (python3) listens on 127.0.0.1 port 6379")
+    finally:
+        sh("titan", "systemctl stop squatter; systemctl start redis-server")
+    end = time.monotonic() + 30
+    while trading() is not True:
+        assert time.monotonic() < end, "the services connect again by themselves"
+        time.sleep(0.5)
+
+
 def test_check_mode_changes_nothing_and_says_what_it_would_do(state: LabState, tmp_path: Path) -> None:
     before = fingerprint()
     run = Run(tmp_path / "run", PLAYBOOK, "--check", "-e", "database_corruption_confirm=true")
@@ -79,25 +110,59 @@ def test_check_mode_changes_nothing_and_says_what_it_would_do(state: LabState, t
         assert word in said, said
 
 
-@pytest.mark.parametrize("name", [fault.name for fault in faults.FAULTS[PLAYBOOK]])
+# What the fault leaves that loses least. What was written last stands in the append only file alone.
+WINS = {
+    "bitflip": {"archive"},
+    "truncated-base": {"dump"},
+    "manifest-missing": {"dump"},
+    "hung": {"aof"},
+    "aof-tail": {"aof"},
+    "bitflip-base": {"dump"},
+    "wrong-owner": {"aof"},
+    "keys-deleted": {"aof"},
+    # Redis saves by itself when much has changed
+    "flushed": {"dump", "archive"},
+    "emptied": {"archive"},
+}
+# For the kinds of fault that the others do not stand for. All of them take some minutes.
+ALWAYS = ("bitflip", "truncated-base", "manifest-missing", "hung", "aof-tail", "keys-deleted")
+
+
+@pytest.mark.parametrize("name", [pytest.param(fault.name, marks=[] if fault.name in ALWAYS else pytest.mark.slow) for fault in faults.FAULTS[PLAYBOOK]])
 def test_recovers(state: LabState, tmp_path: Path, name: str) -> None:
     fault = faults.find_fault(PLAYBOOK, name)
+    if "archive" in WINS[name]:
+        backup = Run(tmp_path / "backup", "backup")
+        assert backup.rc == 0, backup.output
+    canary()
     fault.prepare()
     redis("set", "titan:test:mark", name)
+    # a point in time is a whole second
+    time.sleep(2)
+    struck_at = time.time()
     fault.strike()
     if name == "hung":
         # a service that is half dead too: it cannot confirm a halt
         sh("titan", "kill -STOP $(cat /opt/titan/.pm2/pids/titan-brain-*.pid)")
-    run = Run(tmp_path / "run", PLAYBOOK)
+    told = json.dumps({"titan_dr_incident_started_at": struck_at, **fault.extra_vars})
+    run = Run(tmp_path / "run", PLAYBOOK, "-e", told)
     assert run.rc == 0, run.output
     assert (run.report["result"], run.report["trading"]) == ("recovered", "resumed"), run.report
     assert run.report["rto"]["met"] is True
-    assert "Redis is not healthy" in run.gate("newer_data")["evidence"]
+    if not fault.extra_vars:
+        assert "Redis is not healthy" in run.gate("newer_data")["evidence"]
     assert trading() is True
-    assert redis("get", "titan:test:mark") == "", "it is newer than the restore point"
+    rows = {row["kind"]: row for row in run.report["candidates"]}
+    (won,) = [kind for kind, row in rows.items() if row["chosen"]]
+    assert won in WINS[name], rows
+    assert all(row["verdict"] == "proven" or row["reason"] for row in rows.values())
+    # what was written last; before it stands what an earlier fault left
+    assert (redis("get", "titan:test:mark") == name) is (won == "aof"), rows
+    assert redis("exists", "titan:orders:drill-1") == "1"
     # nothing of the corrupt data was thrown away, and the report names its place
-    assert any(path.startswith("appendonlydir/") for path in kept(run))
+    assert name == "emptied" or any(path.startswith("appendonlydir/") for path in kept(run))
     assert f"{DATA}.before-{run.report['run_id']}" in json.dumps(run.report)
+    assert sh("titan", f"stat --format %U {DATA} {DATA}/appendonlydir").split() == ["redis", "redis"]
     saved = json.loads(sh("titan", "cat /opt/titan/.pm2/dump.pm2"))
     assert {app["name"] for app in saved} == SERVICES, "PM2 lost its list"
     assert sh("titan", "systemctl is-enabled pm2-titan redis-server").split() == ["enabled", "enabled"]
@@ -114,13 +179,19 @@ def test_a_second_run_of_the_same_id_changes_nothing_and_a_new_one_is_refused(st
 
 
 def test_a_restore_that_was_a_mistake_is_rolled_back(state: LabState, tmp_path: Path) -> None:
-    """The last fault left the data as it was: it comes back with what was written after the restore point."""
+    """The fault left the data as it was: it comes back with what was written after the restore point."""
+    fault = faults.find_fault(PLAYBOOK, "hung")
+    redis("set", "titan:test:mark", "mistake")
+    fault.strike()
+    restored = Run(tmp_path / "restored", PLAYBOOK, "-e", "redis_restore_salvage=archive_only")
+    # its restore point is old by now
+    assert (restored.report["result"], restored.report["trading"]) == ("recovered", "resumed"), restored.output
     refused(Run(tmp_path / "unasked", "rollback"), "rollback_confirm")
-    assert trading() is True and redis("get", "titan:test:mark") == ""
+    assert trading() is True and redis("get", "titan:test:mark") != "mistake"
     run = Run(tmp_path / "run", "rollback", "-e", "rollback_confirm=true")
     assert run.rc == 0, run.output
     assert (run.report["result"], run.report["trading"]) == ("recovered", "resumed"), run.report
-    assert redis("get", "titan:test:mark") == "hung" and trading() is True
+    assert redis("get", "titan:test:mark") == "mistake" and trading() is True
     # there is nothing more to put back, and a Titan that trades is not halted for it
     again = Run(tmp_path / "again", "rollback", "-e", "rollback_confirm=true")
     assert (again.rc, again.report["result"], again.changed("titan")) == (0, "recovered", 0), again.output

@@ -266,13 +266,13 @@ def test_too_little_memory_is_no_verdict(source: Any, box: Path, monkeypatch: py
     source.client.call("DEBUG", "POPULATE", 400_000, "bulk", 100)
     data = source.dump()
     assert load(box, data)["loaded"] == 400_013
-    monkeypatch.setattr(_scratch, "_free_memory", lambda: 100 << 20)
+    monkeypatch.setattr(_scratch, "free_memory", lambda: 100 << 20)
     with pytest.raises(NotProven, match="not enough memory"):
         load(box, data)
 
 
 def test_no_memory_to_start_with_is_no_verdict(box: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_scratch, "_free_memory", lambda: 1 << 20)
+    monkeypatch.setattr(_scratch, "free_memory", lambda: 1 << 20)
     with pytest.raises(NotProven):
         load(box, rdb_writer.rdb(rdb_writer.select(0), GOOD))
 

@@ -192,6 +192,24 @@ def evidence(result: dict[str, Any], name: str) -> str:
     return next(gate["evidence"] for gate in result["titan_dr"]["gates"] if gate["name"] == name)
 
 
+def test_what_redis_is_and_why(titan: Any, run_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_module(preflight_info, titan.params)["redis_state"] == "healthy"
+    titan.server.client.call("CONFIG", "SET", "requirepass", "secret")
+    assert run_module(preflight_info, titan.params)["redis_state"] == "unknown"
+    titan.server.process.kill()
+    titan.server.process.wait()
+    monkeypatch.setattr(preflight_info._redis_cause, "causes", lambda *arguments: ["the disk is full", "its log says: x"])
+    result = run_module(preflight_info, titan.params)
+    assert result["redis_state"] == "sick" and "why Redis is not healthy: the disk is full; its log says: x" in result["titan_dr"]["notes"]
+
+
+def test_a_port_that_somebody_else_holds(titan: Any, run_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight_info._redis_cause, "foreign", lambda *arguments: ["process 7 (python3) listens on 127.0.0.1 port 6379"])
+    result = run_module(preflight_info, {**titan.params, "confirmed": True})
+    assert judged(result) == {"redis_port": "fail"}
+    assert "process 7 (python3) listens on 127.0.0.1 port 6379, and is not redis-server: stop it, then run again" in result["msg"]
+
+
 def test_a_healthy_titan_that_trades_is_refused_without_consent(titan: Any, run_module: Any) -> None:
     result = run_module(preflight_info, titan.params)
     assert judged(result) == {"newer_data": "fail"} and "database_corruption_confirm" in result["msg"]

@@ -262,34 +262,29 @@ def no_increment(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "verdict", "said"),
     [
-        pytest.param(cut_tail, "recoverable tail", id="b16_cut_tail"),
-        pytest.param(flip_value, "intact", id="b17_flipped_value"),
-        pytest.param(no_manifest, "no manifest", id="b18_no_manifest"),
-        pytest.param(no_increment, "it is not there", id="b19_no_increment"),
+        pytest.param(cut_tail, "unproven", "canary", id="b16_cut_tail"),
+        pytest.param(flip_value, "unproven", "canary", id="b17_flipped_value"),
+        pytest.param(no_manifest, "refused", "no manifest", id="b18_no_manifest"),
+        pytest.param(no_increment, "refused", "it is not there", id="b19_no_increment"),
     ],
 )
-def test_b16_b17_b18_b19_a_damaged_live_aof(host: Any, case: Any, dump: bytes, run_module: Any, damage: Callable[[Path], None], said: str) -> None:
-    """It is never proven, only named beside the restore point; what is restored is the restore point, and the AOF is kept as it was."""
+def test_b16_b17_b18_b19_a_live_aof_of_other_data(
+    host: Any, case: Any, dump: bytes, run_module: Any, damage: Callable[[Path], None], verdict: str, said: str
+) -> None:
+    """Whatever it holds instead, the restore point is restored, and the AOF is kept as it was. What is salvaged: test_redis_stage_salvage.py."""
     before = live_aof(host, damage)
+    (host.data / "dump.rdb").unlink(missing_ok=True)
     case.add("new", dump)
-    staged = run_module(redis_stage, case.params)
-    notes = [note for note in staged["titan_dr"]["notes"] if "live AOF" in note]
-    assert len(notes) == 1 and said in notes[0], staged["titan_dr"]["notes"]
-    assert ("a salvage of it" in notes[0]) is (said in ("recoverable tail", "intact"))
+    staged = run_module(redis_stage, {**case.params, "salvage": "auto"})
+    archive, aof = staged["titan_dr"]["candidates"]
+    assert archive["chosen"] and (aof["kind"], aof["verdict"]) == ("aof", verdict) and said in aof["reason"], aof
     result = run_module(redis_swap, {**host.params, "expected": staged["expected"]})
     assert not result["failed"], result["msg"]
     assert host.client().call("EXISTS", "last") == 0
     kept = Path(result["kept"]) / "appendonlydir"
     assert [path.read_bytes() for path in kept.glob("*.incr.aof")] == ([before] if before else [])
-
-
-def test_b16_the_salvage_is_offered_when_no_restore_point_is_usable(host: Any, case: Any, dump: bytes, run_module: Any) -> None:
-    live_aof(host, cut_tail)
-    case.add("damaged", dump, stored=b"x" * 100)
-    message = refused_alone(case, run_module)
-    assert "no usable restore point" in message and "the live AOF is recoverable tail: a salvage of it" in message
 
 
 def test_b20_valid_but_wrong(case: Any, dump: bytes, redis_server: Any, section_of: Any, run_module: Any) -> None:

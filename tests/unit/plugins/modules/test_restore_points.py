@@ -370,6 +370,34 @@ def test_found(bucket: Any, sealed_manifest: Any, key: Any, run_module: Any) -> 
     assert evidence == f"2 usable, newest {new['id']} of 2026-01-01 00:05:00 UTC in cloud; its seal opens"
 
 
+def test_before_a_point_in_time(bucket: Any, sealed_manifest: Any, key: Any, run_module: Any) -> None:
+    manifests = [sealed_manifest(key, minutes * 60) for minutes in range(10)]
+    put(bucket, *manifests)
+    for text in ("2026-01-01T00:02:30Z", "2026-01-01 00:02:30", "1767225750"):
+        result = run_module(restore_point_info, find(bucket, key.identity, restore_to=text, at_most=2))
+        # however many there are since
+        assert [candidate["id"] for candidate in result["plan"]["redis"]] == [manifests[2]["id"], manifests[1]["id"]], result
+        assert result["restore_to"] == 1767225750 and result["titan_dr"]["gates"][0]["evidence"].startswith("before 2026-01-01 00:02:30 UTC: 2 usable")
+    # one of that very second may hold what came after it
+    result = run_module(restore_point_info, find(bucket, key.identity, restore_to="1767225720.5"))
+    assert result["plan"]["redis"][0]["id"] == manifests[1]["id"]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("2025-12-31", "no usable restore point from before 2025-12-31 00:00:00 UTC: the newest 2 are from 2026-01-01 00:00:00 UTC to 2026-01-01 00:01:00 UTC"),
+        ("2999-01-01", "is in the future"),
+        ("yesterday", "neither ISO 8601 nor seconds since the epoch"),
+        ("-5", "is no time"),
+    ],
+)
+def test_a_bad_point_in_time(bucket: Any, sealed_manifest: Any, key: Any, run_module: Any, text: str, why: str) -> None:
+    put(bucket, sealed_manifest(key), sealed_manifest(key, 60))
+    result = run_module(restore_point_info, find(bucket, key.identity, restore_to=text))
+    assert result["failed"] and why in result["msg"] and result["titan_dr"]["refused"] == result["msg"]
+
+
 @pytest.mark.parametrize("case", ["empty", "foreign", "locked", "damaged", "silent"])
 def test_refused(bucket: Any, sealed_manifest: Any, key: Any, other_key: Any, run_module: Any, case: str) -> None:
     params = find(bucket, key.identity)
