@@ -3,7 +3,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The halt latch: a file on the host, outside everything that is ever restored. While it exists trading is halted, whatever the data says.
 
-It carries a generation that only grows; a resume must name the current one. JSON: {"generation", "reason", "run_id", "since"}.
+It carries a generation that only grows; a resume must name the current one. JSON: {"generation", "reason", "run_id", "since"}, and while trading is resumed
+step by step "mode": what the services may do at most. Without it, or unreadable, they may do nothing.
+Beside it, in <latch>.d, a file for each venue that is halted alone.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ import contextlib
 import json
 import os
 import typing as t
+
+# What a latch may allow, from less to more. "full" is no latch at all.
+MODES = ("observe", "reduce_only")
 
 
 class LatchError(Exception):
@@ -44,10 +49,10 @@ def _write(path: str, text: str) -> None:
         os.close(folder)
 
 
-def fasten(path: str, reason: str, run_id: str, now: float) -> tuple[dict[str, t.Any], bool]:
-    """Put the latch in place, with the next generation, unless it is there; returns it and whether it is new."""
+def fasten(path: str, reason: str, run_id: str, now: float, anew: bool = False) -> tuple[dict[str, t.Any], bool]:
+    """Put the latch in place, with the next generation; returns it and whether it is new. One that is there and allows nothing is kept, unless `anew`."""
     found = read(path)
-    if found:
+    if found and not anew and not found.get("mode"):
         return found, False
     os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     counter = path + ".generation"
@@ -63,12 +68,58 @@ def fasten(path: str, reason: str, run_id: str, now: float) -> tuple[dict[str, t
     return latch, True
 
 
+def same(found: dict[str, t.Any], generation: int) -> None:
+    """LatchError unless it is of this generation."""
+    if found["generation"] != generation:
+        raise LatchError(f"the latch is of generation {found['generation']}, the resume carries {generation}: somebody halted trading again")
+
+
+def loosen(path: str, generation: int, mode: str) -> None:
+    """Let the services do so much and no more. The generation stays."""
+    if mode not in MODES:
+        raise LatchError(f"a latch cannot allow {mode!r}, only {' or '.join(MODES)}")
+    found = read(path)
+    if found is None:
+        raise LatchError("there is no latch any more: somebody took it away")
+    same(found, generation)
+    _write(path, json.dumps({**found, "mode": mode}) + "\n")
+
+
 def release(path: str, generation: int) -> bool:
     """Take the latch away if it is of this generation; False when there was none."""
     found = read(path)
     if found is None:
         return False
-    if found["generation"] != generation:
-        raise LatchError(f"the latch is of generation {found['generation']}, the resume carries {generation}: somebody halted trading again")
+    same(found, generation)
     os.unlink(path)
     return True
+
+
+# --- one venue alone -------------------------------------------------------------------------------------------------
+
+
+def venues(path: str) -> list[str]:
+    """The venues that are halted alone."""
+    try:
+        return sorted(name for name in os.listdir(path + ".d") if not name.endswith(".new"))
+    except FileNotFoundError:
+        return []
+
+
+def fasten_venue(path: str, venue: str, reason: str, run_id: str, now: float) -> bool:
+    """Halt this venue; whether that is new."""
+    if not venue or "/" in venue or venue.startswith("."):
+        raise LatchError(f"{venue!r} cannot be the name of a venue")
+    if venue in venues(path):
+        return False
+    os.makedirs(path + ".d", mode=0o755, exist_ok=True)
+    _write(os.path.join(path + ".d", venue), json.dumps({"venue": venue, "reason": reason, "run_id": run_id, "since": now}) + "\n")
+    return True
+
+
+def release_venues(path: str, names: t.Iterable[str]) -> list[str]:
+    """Take the latches of these venues away; those that were there."""
+    found = sorted(set(names) & set(venues(path)))
+    for name in found:
+        os.unlink(os.path.join(path + ".d", name))
+    return found

@@ -89,6 +89,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+at:
+  description: The moment of the last look, in seconds since the epoch on the server.
+  returned: success
+  type: float
+  sample: 1767225600.0
 verdict:
   description: The overall verdict. One fail is a fail, and anything that could not be found out is unknown.
   returned: success
@@ -148,6 +153,7 @@ titan_dr:
 
 import os
 import pwd
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -211,7 +217,8 @@ def main() -> None:
     if command and not os.path.isfile(command):
         module.fail_json(msg=f"pm2_prefix: there is no {command}")
     watcher = Watcher(params["pm2_home"], uid, timeout=params["timeout"], prober=probe if params["probe"] else None)
-    module.exit_json(**check(watcher, components, params["window"], params["min_uptime"], params["foreign"]))
+    found = check(watcher, components, params["window"], params["min_uptime"], params["foreign"])
+    module.exit_json(at=time.time(), **found)
 
 
 if __name__ == "__main__":

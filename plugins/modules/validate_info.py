@@ -48,7 +48,7 @@ options:
   trading:
     description: Trading must be in this state.
     type: str
-    choices: [halted, resumed]
+    choices: [halted, resumed, awaiting resume]
     required: true
   trading_probe:
     description: The probe that tells whether it is.
@@ -95,6 +95,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+at:
+  description: The moment of the last look, in seconds since the epoch on the server.
+  type: float
+  returned: always
 titan_dr:
   description: Rows for the ledger.
   type: dict
@@ -229,7 +233,7 @@ def main() -> t.NoReturn:
             "logs_dir": {"type": "path", "required": True},
             "user": {"type": "str", "required": True},
             "probes": {"type": "list", "elements": "dict", "required": True},
-            "trading": {"type": "str", "choices": ["halted", "resumed"], "required": True},
+            "trading": {"type": "str", "choices": ["halted", "resumed", "awaiting resume"], "required": True},
             "trading_probe": {"type": "dict", "required": True},
             "max_response_ms": {"type": "int", "default": 1000},
             "max_memory_percent": {"type": "int", "default": 85},
@@ -249,14 +253,14 @@ def main() -> t.NoReturn:
             gates = [*redis_gates(params, deadline), config_gate(params["config_paths"]), logs_gate(params["logs_dir"], params["user"])]
             gates += [*resource_gates(params), *(future.result() for future in waiting)]
     except (_probe.ProbeSpecError, OSError) as exc:
-        module.fail_json(msg=str(exc), titan_dr={"gates": [gate("validation", None, str(exc))]})
+        module.fail_json(msg=str(exc), at=time.time(), titan_dr={"gates": [gate("validation", None, str(exc))]})
     rows: dict[str, t.Any] = {"gates": gates, "notes": [f"load average {os.getloadavg()[0]:.2f} on {os.cpu_count()} processors"]}
     if any(item["name"] == "trading" and item["verdict"] == "pass" for item in gates):
         rows["trading"] = params["trading"]
     bad = [f"{item['name']} is {item['verdict']}: {item['evidence']}" for item in gates if item["verdict"] != "pass"]
     if bad:
-        module.fail_json(msg="; ".join(bad), titan_dr=rows)
-    module.exit_json(changed=False, titan_dr=rows)
+        module.fail_json(msg="; ".join(bad), at=time.time(), titan_dr=rows)
+    module.exit_json(changed=False, at=time.time(), titan_dr=rows)
 
 
 if __name__ == "__main__":

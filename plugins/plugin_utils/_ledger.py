@@ -26,7 +26,9 @@ LEDGER_FILE = "ledger.jsonl"
 REPORT_FILE = "report.json"
 
 VERDICTS = ("pass", "fail", "unknown")
-_DICT_KEYS = ("restore_point", "rpo", "timings", "versions", "lease", "breach", "late")
+_DICT_KEYS = ("restore_point", "rpo", "timings", "versions", "lease", "breach", "late", "halt", "forced")
+# The last one: everything passed, and a person decides when it goes on.
+TRADING = ("halted", "resumed", "awaiting resume")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -146,7 +148,10 @@ def reported(result: Mapping[str, Any], task: str) -> dict[str, Any]:
         for key in _DICT_KEYS:
             if isinstance(said.get(key), Mapping):
                 merged.setdefault(key, {}).update(said[key])
-        if said.get("trading") in ("halted", "resumed"):
+        for key in ("reconciliation", "candidates"):
+            if isinstance(said.get(key), list):
+                merged.setdefault(key, []).extend(row for row in said[key] if isinstance(row, Mapping))
+        if said.get("trading") in TRADING:
             merged["trading"] = said["trading"]
         for key in ("refused", "unreachable"):
             if said.get(key):

@@ -9,6 +9,8 @@ from typing import Any
 
 Row = Mapping[str, Any]
 FAILED = ("failed", "unreachable")
+# A recovery that ends so is one: nothing but a person's decision is missing.
+AWAITING = "awaiting resume"
 _WORST = {"pass": 0, "unknown": 1, "fail": 2}
 
 
@@ -19,7 +21,8 @@ def build(rows: Iterable[Row]) -> dict[str, Any]:
     end = next((row for row in reversed(rows) if row["event"] == "run_end"), None)
     said = [row["titan_dr"] for row in rows if row["event"] == "task" and row.get("titan_dr")]
     gates = _gates(rows)
-    result, message = _result(rows, start, end, gates)
+    forced = _merged(said, "forced")
+    result, message = _result(rows, start, end, gates, forced)
     resumed_t, trading = _trading(rows)
     actual = resumed_t if resumed_t is not None else (rows[-1]["t"] if rows else 0.0)
     check = start.get("kind") == "check"
@@ -30,6 +33,7 @@ def build(rows: Iterable[Row]) -> dict[str, Any]:
         "actual_s": round(actual, 1),
         # what did not recover can miss its objective, never meet it
         "met": None if check else met if result == "recovered" or met is False else None,
+        **({"basis": "technical recovery: trading waits for a person"} if trading == AWAITING else {}),
     }
     restored = _merged(said, "restore_point")
     rpo_said = _merged(said, "rpo")
@@ -42,6 +46,8 @@ def build(rows: Iterable[Row]) -> dict[str, Any]:
         "basis": rpo_said.get("basis"),
         "lost_acked_writes": None,
         "met": None if check else _met(rpo_said.get("actual_s"), start.get("rpo_s")),
+        # of what was lost, what the exchanges gave back
+        **({"rebuilt": rpo_said["rebuilt"]} if rpo_said.get("rebuilt") else {}),
     }
     return {
         "run_id": start.get("run_id"),
@@ -62,14 +68,23 @@ def build(rows: Iterable[Row]) -> dict[str, Any]:
         # in the order of their starts, each as often as it was entered: later runs learn from it how long each takes
         "entries": [{"phase": row["phase"], "start_s": round(row["t"], 1)} for row in rows if row["event"] == "phase_start"],
         "gates": gates,
+        "reconciliation": _reconciliation(said),
         "restore_point": restored,
+        # what else could have been restored, with its verdict and its loss
+        "candidates": next((part["candidates"] for part in reversed(said) if part.get("candidates")), []),
         "trading": trading,
+        "forced": forced or None,
+        "halts": [{"host": row.get("host"), "phase": row.get("phase"), **row["titan_dr"]["halt"]} for row in rows if _said(row).get("halt")],
         "hosts": sorted({str(row["host"]) for row in rows if row["event"] == "task" and row.get("host")} - {"localhost"}),
         "versions": {**(start.get("versions") or {}), **_merged(said, "versions")},
         "collection": start.get("collection") or {},
         "timings": _merged(said, "timings"),
         "notes": [row["text"] for row in rows if row["event"] == "note"],
     }
+
+
+def _said(row: Row) -> Mapping[str, Any]:
+    return (row.get("titan_dr") or {}) if row["event"] == "task" else {}
 
 
 def _on_one_clock(rows: list[Row]) -> tuple[list[Row], float | None]:
@@ -87,6 +102,17 @@ def _on_one_clock(rows: list[Row]) -> tuple[list[Row], float | None]:
 def _first(rows: Iterable[Row], event: str, keys: tuple[str, ...]) -> dict[str, Any] | None:
     found = next((row for row in rows if row["event"] == event), None)
     return {key: found.get(key) for key in keys} if found is not None else None
+
+
+def _reconciliation(said: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The last word on each exchange, and before it what earlier ones have taken over: that is in the book and does not show again."""
+    rows: list[Mapping[str, Any]] = []
+    for part in said:
+        told = part.get("reconciliation") or []
+        venues = {row.get("venue") for row in told}
+        rows = [row for row in rows if row.get("venue") not in venues or (row.get("verdict") == "pass" and row.get("action") != "match")]
+        rows += [row for row in told if row not in rows]
+    return rows
 
 
 def _deadline(rows: Iterable[Row]) -> float | None:
@@ -128,7 +154,7 @@ def _trading(rows: Iterable[Row]) -> tuple[float | None, str | None]:
     resumed_t, trading = None, None
     for row in rows:
         state = row.get("titan_dr", {}).get("trading") if row["event"] == "task" else None
-        if state == "resumed" and trading != "resumed":
+        if state in ("resumed", AWAITING) and trading != state:
             resumed_t = row["t"]
         elif state == "halted":
             resumed_t = None
@@ -156,7 +182,7 @@ def _phases(rows: Iterable[Row], budgets: Mapping[str, Any]) -> list[dict[str, A
     return list(phases.values())
 
 
-def _result(rows: list[Row], start: Row, end: Row | None, gates: list[dict[str, Any]]) -> tuple[str, str]:
+def _result(rows: list[Row], start: Row, end: Row | None, gates: list[dict[str, Any]], forced: Mapping[str, Any]) -> tuple[str, str]:
     if end is None:
         return "cancelled", "The run was cut off before its end."
     if end.get("cancelled"):
@@ -184,7 +210,8 @@ def _result(rows: list[Row], start: Row, end: Row | None, gates: list[dict[str, 
         if deadline_at is not None and first["at"] >= deadline_at:
             reason = f"The deadline passed: {reason}"
         return ("refused" if first.get("phase") == "preflight" else "failed"), reason
-    bad = [f"{gate['name']} ({gate['verdict']})" for gate in gates if gate["verdict"] != "pass"]
+    overruled = forced.get("gates") or []
+    bad = [f"{gate['name']} ({gate['verdict']})" for gate in gates if gate["verdict"] != "pass" and gate["name"] not in overruled]
     if bad:
         return "failed", "Gates not passed: " + ", ".join(bad)
     if start.get("kind") == "check":
@@ -192,9 +219,13 @@ def _result(rows: list[Row], start: Row, end: Row | None, gates: list[dict[str, 
     if not gates:
         return "failed", "No gate was reported, so nothing proves the recovery."
     trading = _trading(rows)[1]
+    if trading == AWAITING:
+        return "recovered", "All gates passed. Trading is halted and waits for a person: playbooks/resume.yml."
     if trading != "resumed":
         # a playbook that broke off after its first plays looks like a success in all other respects
         return "failed", "Trading is still halted." if trading else "The playbook ended before anything said that trading goes on."
+    if forced:
+        return "recovered", f"TRADING WAS RESUMED BY FORCE, although {', '.join(overruled)} did not pass: {forced.get('reason')}"
     rescued = [row["name"] for row in failures]
     return "recovered", "All gates passed." + (f" Made good on the way: {', '.join(rescued)}." if rescued else "")
 
@@ -235,9 +266,22 @@ def exit_code(report: Mapping[str, Any]) -> int | None:
     if report["result"] == "refused":
         return 3
     if report["result"] == "recovered" and report["kind"] != "check":
-        # an objective that nothing proved is not met
-        return None if report["rto"]["met"] is True and report["rpo"]["met"] is True else 4
+        # an objective that nothing proved is not met, and by force nothing is proven; where nothing is restored there is no objective for the loss
+        sound = report["rpo"]["met"] is True or report["rpo"].get("target_s", 0) is None
+        return None if report["rto"]["met"] is True and sound and not report.get("forced") else 4
     return None
+
+
+def reconciliation_lines(report: Mapping[str, Any]) -> list[str]:
+    """What was rebuilt, in one line; what a person has to look at, each."""
+    lines = []
+    if rebuilt := report["rpo"].get("rebuilt"):
+        lines.append(f"[titan-dr]   rebuilt from the exchanges: {rebuilt['orders']} orders, {rebuilt['fills']} fills; not rebuilt: {rebuilt['not_rebuilt']}")
+    for row in report.get("reconciliation", []):
+        if row["verdict"] in ("fail", "unknown"):
+            where = " ".join(str(row[part]) for part in ("venue", "what", "symbol", "id") if row.get(part))
+            lines.append(f"[titan-dr]   not reconciled: {where}: book {row['book']}, exchange {row['venue_value']}: {row['why']}. {row['do']}".rstrip())
+    return lines
 
 
 def closing_lines(report: Mapping[str, Any], path: str) -> list[str]:
@@ -249,8 +293,10 @@ def closing_lines(report: Mapping[str, Any], path: str) -> list[str]:
         late = "  OVER BUDGET" if phase["budget_s"] is not None and phase["duration_s"] > phase["budget_s"] else ""
         lines.append(f"[titan-dr]   {phase['name']:<16} {span(phase['duration_s'])}{budget}{late}")
     if report["kind"] != "check":
-        lines.append(f"[titan-dr]   RTO actual {span(rto['actual_s'])}, target {span(rto['target_s'])}, limit {span(rto['max_s'])}: {words[rto['met']]}")
-        lines.append(f"[titan-dr]   RPO actual {span(rpo['actual_s'])}, limit {span(rpo['target_s'])}: {words[rpo['met']]}")
+        basis = f" ({rto['basis']})" if rto.get("basis") else ""
+        lines.append(f"[titan-dr]   RTO actual {span(rto['actual_s'])}, target {span(rto['target_s'])}, limit {span(rto['max_s'])}: {words[rto['met']]}{basis}")
+        if rpo["target_s"] is not None:
+            lines.append(f"[titan-dr]   RPO actual {span(rpo['actual_s'])}, limit {span(rpo['target_s'])}: {words[rpo['met']]}")
     if report["breach"]:
         breach = report["breach"]
         declared, projected = span(breach["declared_s"]), span(breach["projected_s"])
@@ -261,5 +307,6 @@ def closing_lines(report: Mapping[str, Any], path: str) -> list[str]:
     for gate in report["gates"]:
         if gate["verdict"] != "pass":
             lines.append(f"[titan-dr]   gate {gate['name']}: {str(gate['verdict']).upper()}: {gate['evidence']}")
+    lines += reconciliation_lines(report)
     lines.append(f"[titan-dr]   report {path}")
     return lines

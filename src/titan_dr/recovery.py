@@ -145,15 +145,16 @@ class RunWatch(supervisor.Watch):
         if reason is None and rc in (report.OK, report.MISSED):
             return False  # it came to its end, and only its ledger did not: the disk is full
         # a deadline that comes after the resume must not halt what was recovered
-        return reason == "signal" or self.seen.trading != "resumed"
+        return reason == "signal" or self.seen.trading not in supervisor.RECOVERED
 
     def why(self, step: Sequence[str]) -> str:
         """What to say of a run that was stopped at its deadline."""
         limit = f"{supervisor.SAFE_STATE_S:.0f} s"
         if self.seen.leaving is not None:
             return f"Stopped, because its own safe state did not end within {limit}."
-        if self.seen.trading == "resumed":
-            return f"Stopped, because it did not end within {limit} after trading was resumed. Trading goes on."
+        if self.seen.trading in supervisor.RECOVERED:
+            state = "trading was resumed. Trading goes on" if self.seen.trading == "resumed" else "everything had passed. Trading waits for a person"
+            return f"Stopped, because it did not end within {limit} after {state}."
         return f"Stopped at the deadline, {report.moment(self.deadline.at)}, in the step: {step[0] if step else 'none yet'}."
 
     def release(self, reason: supervisor.Reason | None) -> None:

@@ -19,7 +19,7 @@ LEDGER_FILE = "ledger.jsonl"
 
 OK, FAILED, USAGE, REFUSED, MISSED, CANCELLED = 0, 1, 2, 3, 4, 5
 
-_COLOURS = {"recovered": "green", "refused": "yellow", "pass": "green", "unknown": "yellow"}
+_COLOURS = {"recovered": "green", "halted": "green", "refused": "yellow", "pass": "green", "unknown": "yellow"}
 
 
 class NoReport(Exception):
@@ -42,8 +42,12 @@ def empty(run_id: str, kind: str, scenario: str, objectives: Mapping[str, Any], 
         "phases": [],
         "entries": [],
         "gates": [],
+        "reconciliation": [],
         "restore_point": {},
+        "candidates": [],
         "trading": None,
+        "forced": None,
+        "halts": [],
         "hosts": [],
         "versions": {},
         "collection": {},
@@ -98,12 +102,15 @@ def exit_code(report: Mapping[str, Any]) -> int:
         return CANCELLED
     if result == "refused":
         return REFUSED
+    if result == "halted":
+        return OK  # only a drill says so: that is how it had to end
     if result != "recovered":
         return FAILED
     if report["kind"] == "check":
         return OK
-    # an objective that nothing proved is not met
-    return OK if report["rto"].get("met") is True and report["rpo"].get("met") is True else MISSED
+    # as in the clock: an objective that nothing proved is not met, and by force nothing is proven; without a restore there is none for the loss
+    sound = report["rpo"].get("met") is True or report["rpo"].get("target_s", 0) is None
+    return OK if report["rto"].get("met") is True and sound and not report.get("forced") else MISSED
 
 
 def seconds(value: object) -> str:
@@ -146,12 +153,13 @@ def render(console: Console, report: Mapping[str, Any], path: Path) -> None:
     console.print(Text.assemble((result.upper(), f"bold {_COLOURS.get(result, 'red')}"), f"  {report['scenario']} ({report['kind']})"))
     console.print(Text(f"  {report['message']}"), soft_wrap=True)
     rto, rpo = report["rto"], report["rpo"]
-    if report["kind"] != "check":
+    if report["kind"] != "check" and result != "halted":
         figures = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for heading in ("", "actual", "target", "limit", ""):
             figures.add_column(heading, justify="left")
         figures.add_row("RTO", seconds(rto["actual_s"]), seconds(rto["target_s"]), seconds(rto["max_s"]), _objective(rto.get("met")))
-        figures.add_row("RPO", seconds(rpo["actual_s"]), "", seconds(rpo["target_s"]), _objective(rpo.get("met")))
+        if rpo["target_s"] is not None:
+            figures.add_row("RPO", seconds(rpo["actual_s"]), "", seconds(rpo["target_s"]), _objective(rpo.get("met")))
         console.print(figures)
         if rpo.get("lost_acked_writes") is not None:
             console.print(Text(f"Acknowledged writes lost: {rpo['lost_acked_writes']}"))
@@ -177,12 +185,46 @@ def render(console: Console, report: Mapping[str, Any], path: Path) -> None:
     point = report["restore_point"]
     if point:
         console.print(Text(f"Restore point {point.get('id')} from {point.get('source')}, taken {moment(point.get('taken_at'))}"))
+    if len(report.get("candidates", [])) > 1:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for heading in ("candidate", "verdict", "would lose", "keys", ""):
+            table.add_column(heading, justify="right" if heading in ("would lose", "keys") else "left")
+        for row in report["candidates"]:
+            loss = "" if row["loss_s"] is None else seconds(row["loss_s"])
+            why = "restored" if row["chosen"] else row["reason"]
+            keys = "" if row["keys"] is None else str(row["keys"])
+            table.add_row(Text(row["name"]), Text(row["verdict"]), loss, keys, Text(why, "green" if row["chosen"] else ""))
+        console.print(table)
+    if rto.get("basis"):
+        console.print(Text(f"RTO: {rto['basis']}"))
+    if forced := report.get("forced"):
+        console.print(Text(f"RESUMED BY FORCE, although {', '.join(forced['gates'])} did not pass: {forced['reason']}", "red"), soft_wrap=True)
+    for halt in report.get("halts", []):
+        for venue, found in halt.get("cancelled", {}).items():
+            told = found.get("error") or f"{found['count']} orders cancelled" + (f": {', '.join(found['ids'])}" if found["ids"] else "")
+            console.print(Text(f"Halt of {halt['host']}, {venue}: {told}"), soft_wrap=True)
     gates = report["gates"]
     console.print(Text(f"Trading {report['trading'] or 'unknown'}; {sum(gate['verdict'] == 'pass' for gate in gates)} of {len(gates)} gates passed"))
     for gate in gates:
         if gate["verdict"] != "pass":
             line = (f"  {str(gate['verdict']).upper()}  ", _COLOURS.get(gate["verdict"], "red"))
             console.print(Text.assemble(line, f"{gate['name']}: {gate['evidence']}"), soft_wrap=True)
+    if compared := report.get("reconciliation"):
+        changed = [row for row in compared if row["action"] != "match"]
+        console.print(Text(f"Reconciled with the exchanges: {len(compared) - len(changed)} agree, {len(changed)} did not"))
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for heading in ("exchange", "what", "symbol", "id", "book", "told", "action", ""):
+            table.add_column(heading, overflow="fold")
+        for row in changed:
+            colour = _COLOURS.get(row["verdict"], "red") if row["verdict"] in ("fail", "unknown") else ""
+            cells = [row[key] for key in ("venue", "what", "symbol", "id", "book", "venue_value")]
+            said = f"{row['why']}. {row['do']}" if colour else row["why"]
+            table.add_row(*(Text(str(cell)) for cell in cells), Text(str(row["action"]), colour), Text(said))
+        if changed:
+            console.print(table)
+    if rebuilt := rpo.get("rebuilt"):
+        told = f"Rebuilt from the exchanges: {rebuilt['orders']} orders, {rebuilt['fills']} fills. Not rebuilt: {rebuilt['not_rebuilt']}"
+        console.print(Text(told), soft_wrap=True)
     for note in report.get("notes", []):
         console.print(Text(f"  note: {note}"), soft_wrap=True)
     if collection := report.get("collection"):

@@ -14,6 +14,8 @@ from titan_dr import processes
 from titan_dr.cancel import Cancellation
 
 POLL_S = 0.1
+# What a recovery ends in: trading goes on, or waits for a person.
+RECOVERED = ("resumed", "awaiting resume")
 GRACE_S = 0.5  # between SIGTERM, which lets the controller close its ledger, and SIGKILL
 MARGIN_S = 1.0  # after the deadline: a playbook that still works begins its own safe state in it
 SAFE_STATE_S = 60.0  # for a safe state that has begun
@@ -66,7 +68,7 @@ class Seen:
         trading = said.get("trading") if row.get("event") == "task" else None
         if trading:
             self.trading = trading
-            self.resumed = now if trading == "resumed" else None
+            self.resumed = now if trading in RECOVERED else None
             self.safe = trading == "halted" and self.leaving is not None
 
 

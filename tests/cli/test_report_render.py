@@ -39,3 +39,23 @@ def test_a_report_of_an_earlier_version_can_be_shown() -> None:
         del old[key]
     console = Console(file=io.StringIO(), width=300)
     report.render(console, old, Path("/r/report.json"))
+
+
+def test_candidates() -> None:
+    row = {"kind": "archive", "name": "restore point p", "verdict": "proven", "reason": "", "loss_s": 30.0, "keys": 12, "chosen": False}
+    broken = {**row, "name": "append only file", "verdict": "refused", "reason": "[bold] is not there", "loss_s": None, "keys": None}
+    text = shown(candidates=[row, {**row, "name": "dump of the server", "loss_s": 2.0, "chosen": True}, broken])
+    lines = [line.split() for line in text.splitlines()]
+    assert ["restore", "point", "p", "proven", "30.0", "s", "12"] in lines and ["dump", "of", "the", "server", "proven", "2.0", "s", "12", "restored"] in lines
+    assert ["append", "only", "file", "refused", "[bold]", "is", "not", "there"] in lines
+    # one alone says nothing new
+    assert "candidate" not in shown(candidates=[row])
+
+
+def test_reconciliation() -> None:
+    row = {"venue": "binance", "what": "order", "symbol": "BTCUSDT", "id": "t-1", "book": "-", "venue_value": "[bold]", "why": "the book had lost it", "do": ""}
+    rows = [{**row, "action": "adopt", "verdict": "pass"}, {**row, "id": "web", "action": "stop", "verdict": "fail", "why": "not ours", "do": "Look."}]
+    rpo = {"actual_s": 1, "target_s": 2, "met": True, "rebuilt": {"orders": 1, "fills": 1, "not_rebuilt": "signals"}}
+    text = shown(reconciliation=[*rows, {**row, "action": "match", "verdict": "pass"}], rpo=rpo)
+    assert "1 agree, 2 did not" in text and "the book had lost it" in text and "not ours. Look." in text and "[bold]" in text
+    assert "Rebuilt from the exchanges: 1 orders, 1 fills. Not rebuilt: signals" in text

@@ -82,3 +82,61 @@ def test_a_latch_that_may_not_be_read_is_not_none(path: Path) -> None:
     path.mkdir(parents=True)
     with pytest.raises(OSError):
         _latch.read(str(path))
+
+
+# --- step by step -------------------------------------------------------------------------------------------------------
+
+
+def test_a_latch_allows_more_and_keeps_its_generation(path: Path) -> None:
+    fasten(path)
+    for mode in _latch.MODES:
+        _latch.loosen(str(path), 1, mode)
+        assert json.loads(path.read_text()) == {"generation": 1, "reason": "why", "run_id": "run", "since": 1000.0, "mode": mode}
+    assert _latch.release(str(path), 1)
+
+
+@pytest.mark.parametrize("mode", ["full", "", "halted", "OBSERVE"])
+def test_a_latch_allows_nothing_else(path: Path, mode: str) -> None:
+    fasten(path)
+    with pytest.raises(_latch.LatchError, match="cannot allow"):
+        _latch.loosen(str(path), 1, mode)
+    assert "mode" not in json.loads(path.read_text())
+
+
+def test_only_the_current_generation_loosens(path: Path) -> None:
+    with pytest.raises(_latch.LatchError, match="no latch any more"):
+        _latch.loosen(str(path), 1, "observe")
+    fasten(path)
+    with pytest.raises(_latch.LatchError, match="halted trading again"):
+        _latch.loosen(str(path), 7, "observe")
+    assert "mode" not in json.loads(path.read_text()) and _latch.read(str(path.with_name("nothing"))) is None
+
+
+def test_a_halt_takes_back_what_a_resume_had_allowed(path: Path) -> None:
+    """A run that died in the middle of its resume left it; whoever halts now halts, and the old resume is void."""
+    fasten(path)
+    _latch.loosen(str(path), 1, "reduce_only")
+    latch, fresh = _latch.fasten(str(path), "again", "r2", 5.0)
+    assert fresh and latch["generation"] == 2 and "mode" not in latch and _latch.read(str(path)) == latch
+
+
+def test_an_operator_halts_anew(path: Path) -> None:
+    """The resume that another run is about to make carries the old generation."""
+    fasten(path)
+    latch, fresh = _latch.fasten(str(path), "operator", "r2", 5.0, anew=True)
+    assert fresh and latch["generation"] == 2 and latch["reason"] == "operator"
+
+
+def test_venues(path: Path) -> None:
+    assert _latch.venues(str(path)) == []
+    assert _latch.fasten_venue(str(path), "bybit", "down", "r1", 1.0) and not _latch.fasten_venue(str(path), "bybit", "again", "r2", 2.0)
+    assert _latch.fasten_venue(str(path), "binance", "down", "r1", 1.0)
+    assert _latch.venues(str(path)) == ["binance", "bybit"] and _latch.read(str(path)) is None
+    assert json.loads((path.parent / "halt.d/bybit").read_text()) == {"venue": "bybit", "reason": "down", "run_id": "r1", "since": 1.0}
+    assert _latch.release_venues(str(path), ["bybit", "kraken"]) == ["bybit"] and _latch.venues(str(path)) == ["binance"]
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden"])
+def test_a_venue_is_a_name(path: Path, name: str) -> None:
+    with pytest.raises(_latch.LatchError):
+        _latch.fasten_venue(str(path), name, "down", "r1", 1.0)

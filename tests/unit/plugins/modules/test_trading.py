@@ -6,13 +6,14 @@ import os
 import pwd
 import signal
 import subprocess
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _journal, _latch, _lease
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fence, _halt, _journal, _latch, _lease
 from ansible_collections.titan.disaster_recovery.plugins.modules import trading_halt, trading_resume
 
 # Nobody on this machine has this user id: what runs under it was started here.
@@ -25,20 +26,29 @@ class Titan:
 
     def __init__(self, web: Any, latch: Path) -> None:
         self.trading, self.obeys, self.html, self.latch = True, True, False, latch
+        self.mode = "full"
         self.service = web(self.answer)
         self.calls: list[str] = []
+        self.modes: list[str] = []
+        self.well = True
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
         if method == "POST":
             self.calls.append(path)
-            if path == "/resume" and self.latch.exists():
+            allowed = (json.loads(self.latch.read_text()).get("mode", "halted") if self.latch.exists() else "full") if path == "/resume" else "halted"
+            if path == "/resume" and allowed == "halted":
                 return 409, {}, b"{}"
             if self.obeys:
-                self.trading = path == "/resume"
+                self.mode = json.loads(body).get("mode", "full") if path == "/resume" else "halted"
+                self.trading = self.mode == allowed == "full"
+                self.modes.append(self.mode)
             return 200, {}, b'{"ok": true}'
         if self.html:
             return 200, {}, b"<html>trading: false</html>"
-        return 200, {}, json.dumps({"trading": self.trading}).encode()
+        if path == "/health":
+            return 200 if self.well else 503, {}, b"{}"
+        venues = sorted(item.name for item in Path(f"{self.latch}.d").glob("*")) if self.obeys else []
+        return 200, {}, json.dumps({"trading": self.trading, "mode": self.mode, "halted_venues": venues}).encode()
 
     def call(self, path: str, trading: bool) -> dict[str, Any]:
         confirm = {"url": f"{self.service.url}/trading", "status": [200], "expect": {"trading": [trading]}}
@@ -51,7 +61,7 @@ def titan(web: Any, tmp_path: Path) -> Titan:
 
 
 @pytest.fixture
-def systemctl(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+def systemctl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     """The user, and a systemd that knows no such unit and stops nothing."""
     asked: list[list[str]] = []
 
@@ -60,8 +70,12 @@ def systemctl(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         return subprocess.CompletedProcess(argv, 5, "", "")
 
     real = pwd.getpwnam
-    monkeypatch.setattr(trading_halt.subprocess, "run", run)
-    monkeypatch.setattr(trading_halt.pwd, "getpwnam", lambda name: SimpleNamespace(pw_uid=UID) if name == USER else real(name))
+    monkeypatch.setattr(_halt.subprocess, "run", run)
+    monkeypatch.setattr(_halt.pwd, "getpwnam", lambda name: SimpleNamespace(pw_uid=UID) if name == USER else real(name))
+    # no fence on this machine, and no unit
+    monkeypatch.setattr(_fence, "UNITS", str(tmp_path / "units"))
+    monkeypatch.setattr(_fence.Fence, "exists", lambda self: False)
+    monkeypatch.setattr(_fence.Fence, "usable", lambda self: "not on this machine")
     return asked
 
 
@@ -83,7 +97,8 @@ def halt(titan: Titan, **more: Any) -> dict[str, Any]:
         "call": titan.call("/halt", False),
         "user": USER,
         "unit": "pm2-test",
-        "timeout": 0.7,
+        "app_timeout": 0.7,
+        "stop_timeout": 0.7,
         **more,
     }
 
@@ -96,6 +111,14 @@ def resume(titan: Titan, generation: int, **more: Any) -> dict[str, Any]:
         "environment_id": "lab",
         "call": titan.call("/resume", True),
         "halt_call": titan.call("/halt", False),
+        "gates": [
+            {"name": "redis", "verdict": "pass", "at": time.time()},
+            {"name": "reconcile_binance", "verdict": "pass", "at": time.time(), "of": "reconcile"},
+        ],
+        "user": USER,
+        "unit": "pm2-test",
+        "app_timeout": 0.7,
+        "stop_timeout": 0.7,
         "timeout": 0.7,
         **more,
     }
@@ -115,10 +138,12 @@ def test_confirmed(titan: Titan, process: Any, systemctl: list[list[str]], run_m
 
 def test_services_that_would_forget_their_halt_are_stopped_for_good(titan: Titan, process: Any, systemctl: list[list[str]], run_module: Any) -> None:
     result = run_module(trading_halt, {**halt(titan), "latch_honoured": False})
-    assert systemctl == [["systemctl", "disable", "--now", "pm2-test"]] and process.wait(5) == -signal.SIGKILL
+    assert systemctl == [["systemctl", "daemon-reload"], ["systemctl", "disable", "--now", "pm2-test"]] and process.wait(5) == -signal.SIGKILL
+    drop_in = Path(_fence.UNITS, "pm2-test.service.d", _fence.DROP_IN).read_text()
+    assert f"ExecCondition=+/bin/sh -c 'test ! -e {titan.latch} ||" in drop_in and "titan_dr_fence" in drop_in
     assert not titan.trading and "would forget it" in result["titan_dr"]["gates"][0]["evidence"] and result["titan_dr"]["trading"] == "halted"
     again = run_module(trading_halt, {**halt(titan), "latch_honoured": False})
-    assert again["titan_dr"]["gates"][0]["verdict"] == "pass" and len(systemctl) == 2, "what is stopped is kept from the next boot too"
+    assert again["titan_dr"]["gates"][0]["verdict"] == "pass" and len(systemctl) == 3, "what is stopped is kept from the next boot too"
 
 
 @pytest.mark.parametrize("lie", ["obeys", "html", "gone"])
@@ -138,8 +163,8 @@ def test_a_halt_that_is_not_confirmed_stops_the_services(titan: Titan, process: 
 def test_a_process_that_survives_fails_the_halt(titan: Titan, process: Any, run_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     titan.obeys = False
     with monkeypatch.context() as patch:
-        patch.setattr(trading_halt.os, "kill", lambda pid, number: None)
-        result = run_module(trading_halt, halt(titan, timeout=0.3))
+        patch.setattr(_halt.os, "kill", lambda pid, number: None)
+        result = run_module(trading_halt, halt(titan, stop_timeout=0.3))
     assert result["failed"] and "could not be halted" in result["msg"] and result["titan_dr"]["gates"][0]["verdict"] == "fail"
     assert "trading" not in result["titan_dr"] and titan.latch.exists(), "the latch stays all the same"
 
@@ -150,14 +175,14 @@ def test_no_process_no_question(titan: Titan, systemctl: list[list[str]], run_mo
 
 
 def test_a_user_that_does_not_exist_has_no_process() -> None:
-    assert trading_halt.processes_of("no-such-user") == []
+    assert _halt.processes_of("no-such-user") == []
 
 
 def test_processes_are_those_of_the_user(process: Any) -> None:
-    assert trading_halt.processes_of(USER) == [process.pid] and os.getpid() not in trading_halt.processes_of(USER)
+    assert _halt.processes_of(USER) == [process.pid] and os.getpid() not in _halt.processes_of(USER)
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert trading_halt.processes_of(USER) == [], "a zombie trades no more"
+    assert _halt.processes_of(USER) == [], "a zombie trades no more"
 
 
 def test_a_call_that_nobody_could_confirm_is_refused(titan: Titan, run_module: Any) -> None:
@@ -189,15 +214,26 @@ def test_resumed(titan: Titan, run_module: Any) -> None:
 
 
 @pytest.mark.parametrize("fault", ["obeys", "html"])
-def test_not_confirmed_is_latched_again(titan: Titan, run_module: Any, fault: str) -> None:
+def test_not_confirmed_is_latched_again_and_stopped(titan: Titan, process: Any, systemctl: list[list[str]], run_module: Any, fault: str) -> None:
     titan.trading = False
     _latch.fasten(str(titan.latch), "x", "r1", 1.0)
     titan.obeys, titan.html = fault != "obeys", fault == "html"
     result = run_module(trading_resume, resume(titan, 1))
-    assert result["failed"] and "not confirmed" in result["msg"] and titan.calls == ["/resume", "/halt"]
+    assert result["failed"] and "was not confirmed" in result["msg"] and titan.calls == ["/resume", "/halt"]
     assert _latch.read(str(titan.latch))["generation"] == 2  # type: ignore[index]
-    assert result["titan_dr"]["gates"][0]["verdict"] == ("fail" if fault == "obeys" else "unknown")
-    assert result["titan_dr"].get("trading") == ("halted" if fault == "obeys" else None), "nothing is claimed that was not seen"
+    gates = {gate["name"]: gate["verdict"] for gate in result["titan_dr"]["gates"]}
+    assert gates == {"resumed": "fail", "halted": "pass"} and result["titan_dr"]["trading"] == "halted"
+    # a service that does not even say that it is halted is stopped
+    assert (process.poll() is None) == (fault == "obeys") and len(systemctl) == (0 if fault == "obeys" else 1)
+
+
+def test_what_cannot_be_halted_again_is_not_called_halted(titan: Titan, process: Any, run_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    titan.trading, titan.html = False, True
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(_halt.os, "kill", lambda pid, number: None)
+        result = run_module(trading_resume, resume(titan, 1, stop_timeout=0.3))
+    assert result["failed"] and "trading" not in result["titan_dr"], "nothing is claimed that was not seen"
 
 
 def test_an_old_generation(titan: Titan, run_module: Any) -> None:
@@ -213,6 +249,156 @@ def test_an_old_generation(titan: Titan, run_module: Any) -> None:
 def test_resume_in_check_mode(titan: Titan, run_module: Any) -> None:
     _latch.fasten(str(titan.latch), "x", "r1", 1.0)
     assert run_module(trading_resume, resume(titan, 1), check=True)["changed"] and titan.latch.exists() and titan.calls == []
+
+
+# --- gates ----------------------------------------------------------------------------------------------------------
+
+
+GATES = {
+    "none": ([], "no gate was reported"),
+    "failed": ([("redis", "fail", 0)], "redis is fail"),
+    "unknown": ([("redis", "pass", 0), ("exchanges", "unknown", 0)], "exchanges is unknown"),
+    "no verdict": ([("redis", None, 0)], "redis is unknown"),
+    "stale": ([("redis", "pass", 61)], "redis is 61 s old"),
+    "timeless": ([("redis", "pass", None)], "redis does not say when"),
+    "of the future": ([("redis", "pass", -30)], "in the future"),
+    "reconcile": ([("redis", "pass", 0), ("reconcile_bybit", "unknown", 0)], "reconcile_bybit is unknown"),
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_a_gate_that_is_not_passed_and_fresh_refuses(titan: Titan, run_module: Any, name: str) -> None:
+    """H08."""
+    titan.trading = False
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    rows, said = GATES[name]
+    gates = [{"name": gate, "verdict": verdict, "at": None if age is None else time.time() - age} for gate, verdict, age in rows]
+    result = run_module(trading_resume, resume(titan, 1, gates=gates))
+    assert result["failed"] and said in result["msg"] and result["titan_dr"]["gates"][0]["verdict"] == "fail"
+    assert titan.latch.exists() and titan.calls == [] and not titan.trading
+
+
+def test_a_reason_overrules_reconciliation_alone(titan: Titan, run_module: Any) -> None:
+    titan.trading = False
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    bad = {"name": "reconcile_bybit", "verdict": "fail", "at": time.time(), "of": "reconcile"}
+    health = {"name": "redis", "verdict": "fail", "at": time.time()}
+    reason = "bybit is closed for good, positions checked by phone"
+    for gates, why, said in (([bad], "because", "15 characters"), ([bad], "", "reconcile_bybit is fail"), ([bad, health], reason, "redis is fail")):
+        result = run_module(trading_resume, resume(titan, 1, gates=gates, force_reason=why))
+        assert result["failed"] and said in result["msg"] and titan.calls == [] and titan.latch.exists()
+    result = run_module(trading_resume, resume(titan, 1, gates=[bad, {**health, "verdict": "pass"}], force_reason=reason))
+    assert result["titan_dr"]["trading"] == "resumed" and titan.trading
+    assert result["titan_dr"]["forced"] == {"reason": reason, "gates": ["reconcile_bybit"]}
+    assert _journal.read(_lease.journal_path())[-2]["precondition"] == {"generation": 1, "force_reason": reason}
+
+
+# --- step by step ----------------------------------------------------------------------------------------------------
+
+
+STAGES = [{"mode": "observe", "seconds": 0.2}, {"mode": "reduce_only", "seconds": 0.2}, {"mode": "full", "seconds": 0.2}]
+
+
+def test_step_by_step(titan: Titan, run_module: Any) -> None:
+    titan.trading = False
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    health = {"name": "brain", "url": f"{titan.service.url}/health"}
+    result = run_module(trading_resume, resume(titan, 1, stages=STAGES, probes=[health]))
+    assert titan.modes == ["observe", "reduce_only", "full"] and titan.trading and not titan.latch.exists()
+    assert set(result["titan_dr"]["timings"]) == {"resume:observe", "resume:reduce_only", "resume:full"} and result["titan_dr"]["trading"] == "resumed"
+
+
+def test_a_service_that_falls_ill_while_it_is_watched_halts_again(titan: Titan, process: Any, run_module: Any) -> None:
+    titan.trading, titan.well = False, False
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    result = run_module(trading_resume, resume(titan, 1, stages=STAGES, probes=[{"name": "brain", "url": f"{titan.service.url}/health"}]))
+    assert result["failed"] and "brain is fail" in result["msg"] and titan.modes == ["observe", "halted"]
+    latch = _latch.read(str(titan.latch))
+    assert latch and latch["generation"] == 2 and "mode" not in latch and "brain is fail" in latch["reason"] and result["titan_dr"]["trading"] == "halted"
+
+
+def test_an_operator_who_halts_in_between_is_heeded(titan: Titan, process: Any, run_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    titan.trading = False
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    real = _latch.loosen
+
+    def meanwhile(path: str, generation: int, mode: str) -> None:
+        if mode == "reduce_only":
+            _latch.fasten(path, "an operator", "by hand", 2.0, anew=True)
+        real(path, generation, mode)
+
+    monkeypatch.setattr(_latch, "loosen", meanwhile)
+    result = run_module(trading_resume, resume(titan, 1, stages=STAGES))
+    assert result["failed"] and "somebody halted trading again" in result["msg"] and not titan.trading
+    assert _latch.read(str(titan.latch))["reason"] == "an operator"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "stages", [[{"mode": "observe", "seconds": 1}], [{"mode": "full"}, {"mode": "observe"}], [{"mode": "some"}], [{"mode": "full", "seconds": -1}]]
+)
+def test_steps_that_make_no_sense(titan: Titan, run_module: Any, stages: list[dict[str, Any]]) -> None:
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    assert run_module(trading_resume, resume(titan, 1, stages=stages))["failed"] and titan.calls == [] and titan.latch.exists()
+
+
+def test_without_a_latch_nothing_bounds_the_services(titan: Titan, run_module: Any) -> None:
+    titan.trading = False
+    result = run_module(trading_resume, resume(titan, 1, stages=STAGES))
+    assert result["failed"] and "no halt latch" in result["msg"] and titan.calls == []
+
+
+# --- by hand, and one exchange -----------------------------------------------------------------------------------------
+
+
+def test_trading_waits_for_a_person(titan: Titan, lease: None, run_module: Any) -> None:
+    titan.trading = False
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    result = run_module(trading_resume, resume(titan, 1, mode="manual"))
+    assert result["titan_dr"]["trading"] == "awaiting resume" and "playbooks/resume.yml" in result["titan_dr"]["notes"][-1]
+    assert titan.latch.exists() and titan.calls == [] and closed() == ("closed", "recovered")
+    assert recovered() == {"environment_id": "lab", "run_id": "r1", "trading": "awaiting resume"}
+
+
+def test_waiting_needs_the_same_gates_and_a_strict_latch(titan: Titan, process: Any, lease: None, run_module: Any) -> None:
+    titan.trading = False
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    assert run_module(trading_resume, resume(titan, 1, mode="manual", gates=[]))["failed"] and recovered() is None
+    _latch.loosen(str(titan.latch), 1, "reduce_only")
+    assert run_module(trading_resume, resume(titan, 1, mode="manual"))["failed"] and recovered() is None
+    assert "mode" not in _latch.read(str(titan.latch))  # type: ignore[operator]
+
+
+def test_one_exchange_is_halted_and_resumed(titan: Titan, process: Any, run_module: Any) -> None:
+    result = run_module(trading_halt, halt(titan, venues=["bybit"]))
+    assert result["changed"] and result["halted_venues"] == ["bybit"] and not result["latched"] and not titan.latch.exists()
+    assert result["titan_dr"]["gates"][0] == {"name": "halted:bybit", "verdict": "pass", "evidence": "the services list ['bybit'] as halted"}
+    assert "trading" not in result["titan_dr"] and titan.trading, "elsewhere it goes on"
+    assert not run_module(trading_halt, halt(titan, venues=["bybit"]))["changed"]
+    again = run_module(trading_resume, resume(titan, 0, venues=["bybit"]))
+    assert again["changed"] and again["titan_dr"]["trading"] == "resumed" and _latch.venues(str(titan.latch)) == []
+
+
+def test_services_that_cannot_halt_one_exchange_are_halted(titan: Titan, process: Any, run_module: Any) -> None:
+    titan.obeys = False
+    result = run_module(trading_halt, halt(titan, venues=["bybit"]))
+    assert result["latched"] and result["titan_dr"]["trading"] == "halted" and "all trading is halted" in result["titan_dr"]["notes"][0]
+
+
+def test_a_resume_releases_what_was_halted_alone_but_for_what_is_named(titan: Titan, run_module: Any) -> None:
+    titan.trading = False
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    for name in ("binance", "bybit"):
+        _latch.fasten_venue(str(titan.latch), name, "down", "r1", 1.0)
+    assert not run_module(trading_resume, resume(titan, 1, keep_halted=["bybit"]))["failed"] and _latch.venues(str(titan.latch)) == ["bybit"]
+
+
+def test_an_operator_halts_anew(titan: Titan, process: Any, run_module: Any) -> None:
+    run_module(trading_halt, halt(titan))
+    assert run_module(trading_halt, halt(titan))["generation"] == 1
+    result = run_module(trading_halt, halt(titan, anew=True))
+    assert result["changed"] and result["generation"] == 2
+    stale = run_module(trading_resume, resume(titan, 1))
+    assert stale["failed"] and "somebody halted trading again" in stale["msg"] and titan.latch.exists()
 
 
 # --- under the lease ------------------------------------------------------------------------------------------------

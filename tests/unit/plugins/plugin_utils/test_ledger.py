@@ -108,3 +108,17 @@ def test_what_a_step_says_of_lease_breach_and_deadline() -> None:
     assert _ledger.reported({"titan_dr": said}, "t") == said
     assert _ledger.reported({"titan_dr": {"lease": "x", "breach": [], "deadline_at": True, "unreachable": "", "other": 1}}, "t") == {}
     assert _ledger.reported({"titan_dr": {"deadline_at": "soon"}}, "t") == {}
+
+
+def test_the_table_of_a_reconciliation() -> None:
+    row = {"venue": "v", "action": "match"}
+    assert _ledger.reported({"titan_dr": {"reconciliation": [row, "no row"]}}, "t") == {"reconciliation": [row]}
+    assert _ledger.reported({"titan_dr": {"reconciliation": "none"}}, "t") == {}
+    assert _ledger.reported({"titan_dr": {"candidates": [row]}}, "t") == {"candidates": [row]}
+
+
+def test_how_it_was_halted_and_whether_by_force() -> None:
+    halt = {"rungs": [{"rung": "app", "verdict": "pass"}], "cancelled": {"bybit": {"count": 1, "ids": ["t-1"]}}}
+    said = {"halt": halt, "forced": {"reason": "because of that", "gates": ["reconcile_bybit"]}, "trading": "awaiting resume"}
+    assert _ledger.reported({"titan_dr": said}, "t") == said
+    assert _ledger.reported({"titan_dr": {"trading": "perhaps", "halt": ["x"], "forced": True}}, "t") == {}

@@ -33,6 +33,12 @@ class Rows(list[Row]):
         return _report.build(self.add(t, "run_end", **(how or {"stats": stats})))
 
 
+def test_the_candidates_are_those_that_were_told_last() -> None:
+    rows = Rows().task(1, candidates=[{"kind": "archive"}]).task(2, candidates=[{"kind": "archive"}, {"kind": "aof"}]).task(3, trading="resumed")
+    assert [row["kind"] for row in rows.end(4)["candidates"]] == ["archive", "aof"]
+    assert Rows().end(1)["candidates"] == []
+
+
 def test_recovered() -> None:
     rows = Rows().gate(1, "g", "pass").task(20, trading="halted", rpo={"actual_s": 3, "basis": "canary"})
     report = rows.task(40, trading="resumed", restore_point={"id": "rp"}, versions={"redis": "7"}).end(100)
@@ -46,6 +52,38 @@ def test_recovered() -> None:
 def test_trading_halted_again_takes_the_resume_back() -> None:
     report = Rows().gate(1, "g", "pass").task(10, trading="resumed").task(20, trading="halted").end(95)
     assert (report["trading"], report["rto"]["actual_s"], report["rto"]["met"]) == ("halted", 95, False)
+
+
+def test_trading_that_waits_for_a_person_is_a_technical_recovery() -> None:
+    rows = Rows().gate(1, "g", "pass").task(10, trading="halted").task(30, trading="awaiting resume", rpo={"actual_s": 1})
+    report = rows.end(100)
+    assert (report["result"], report["trading"]) == ("recovered", "awaiting resume") and "playbooks/resume.yml" in report["message"]
+    assert report["rto"] == {"target_s": 60, "max_s": 90, "actual_s": 30, "met": True, "basis": "technical recovery: trading waits for a person"}
+    assert _report.exit_code(report) is None
+    assert any("technical recovery" in line for line in _report.closing_lines(report, "r.json"))
+    assert Rows().gate(1, "g", "unknown").task(3, trading="awaiting resume").end(4)["result"] == "failed"
+
+
+def test_a_forced_resume_says_so_and_is_not_clean() -> None:
+    forced = {"reason": "checked by phone", "gates": ["reconcile_bybit"]}
+    rows = Rows().gate(1, "g", "pass").gate(1, "reconcile_bybit", "fail", "y").task(2, trading="resumed", forced=forced, rpo={"actual_s": 0})
+    report = rows.end(3)
+    assert report["result"] == "recovered" and report["forced"] == forced and _report.exit_code(report) == 4
+    assert "BY FORCE" in report["message"] and "reconcile_bybit" in report["message"] and "checked by phone" in report["message"]
+    other = Rows().gate(1, "g", "fail").gate(1, "reconcile_bybit", "fail", "y").task(2, trading="resumed", forced=forced).end(3)
+    assert other["result"] == "failed", "no other gate is overruled"
+
+
+def test_halts_are_told_host_by_host() -> None:
+    halt = {"rungs": [{"rung": "app", "verdict": "fail"}], "cancelled": {"bybit": {"count": 1, "ids": ["t-1"]}}}
+    report = Rows().gate(1, "g", "pass").task(2, halt=halt, trading="halted").task(3, halt=halt).task(4, trading="resumed").end(5)
+    assert [entry["host"] for entry in report["halts"]] == ["h", "h"] and report["halts"][0]["cancelled"]["bybit"]["ids"] == ["t-1"]
+
+
+def test_where_nothing_is_restored_there_is_no_objective_for_the_loss() -> None:
+    report = Rows(rpo_s=None).gate(1, "g", "pass").task(2, "changed", trading="resumed").end(3)
+    assert report["rpo"]["met"] is None and _report.exit_code(report) is None
+    assert _report.exit_code(Rows().gate(1, "g", "pass").task(2, "changed", trading="resumed").end(3)) == 4
 
 
 def test_a_recovery_that_leaves_trading_halted_is_none() -> None:
@@ -196,3 +234,23 @@ def test_lines() -> None:
     report = Rows().gate(1, "bad", "unknown").gate(1, "good", "pass").add(1, "phase_start", phase="b").end(20)
     text = "\n".join(_report.closing_lines(report, "/runs/r/report.json"))
     assert "FAILED" in text and "bad: UNKNOWN" in text and "good" not in text and "OVER BUDGET" in text and "/runs/r/report.json" in text
+
+
+def test_reconciliation() -> None:
+    def row(venue: str, action: str, verdict: str, **more: str) -> dict[str, str]:
+        known = {"what": "position", "symbol": "BTCUSDT", "id": "", "book": "flat", "venue_value": "long 1", "why": "w", "do": "d"}
+        return {"venue": venue, "action": action, "verdict": verdict, **known, **more}
+
+    adopted, stopped, matched = row("binance", "adopt", "pass"), row("bybit", "stop", "fail", why="the other side", do="Look."), row("bybit", "match", "pass")
+    rebuilt = {"orders": 2, "fills": 3, "not_rebuilt": "signals"}
+    first = Rows().task(1, reconciliation=[adopted, stopped], rpo={"rebuilt": rebuilt, "actual_s": 4})
+    report = Rows().end(5)
+    assert report["reconciliation"] == [] and "rebuilt" not in report["rpo"]
+    report = first.end(5)
+    assert (report["reconciliation"], report["rpo"]["rebuilt"], report["rpo"]["actual_s"]) == ([adopted, stopped], rebuilt, 4)
+    text = "\n".join(_report.closing_lines(report, "p"))
+    assert "rebuilt from the exchanges: 2 orders, 3 fills; not rebuilt: signals" in text
+    assert "not reconciled: bybit position BTCUSDT: book flat, exchange long 1: the other side. Look." in text and "binance position" not in text
+    # the book has what was taken over; a later look does not see it any more
+    again = Rows().task(1, reconciliation=[adopted, stopped]).task(2, reconciliation=[row("binance", "match", "pass"), matched]).end(5)
+    assert again["reconciliation"] == [adopted, row("binance", "match", "pass"), matched]
