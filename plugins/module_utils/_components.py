@@ -1,6 +1,7 @@
 # Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
 """What a component is, and in which order components start. Pure functions only."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -10,7 +11,7 @@ from typing import Any
 # A kind other than pm2 is known by its listening port alone.
 KINDS = ("pm2", "redis", "port")
 PM2_STATES = ("online", "stopped", "launching", "stopping", "errored", "one-launch-status", "waiting restart")
-_KEYS = ("name", "kind", "app", "depends_on", "port", "health", "pm2_status", "required", "start_timeout")
+_KEYS = ("name", "kind", "app", "depends_on", "port", "health", "config", "config_digest", "pm2_status", "required", "start_timeout")
 _HEALTH_KEYS = ("path", "status", "expect")
 
 
@@ -31,6 +32,9 @@ class Component:
     pm2_status: tuple[str, ...] = ("online",)
     required: bool = True
     start_timeout: float = 30.0
+    config: str = ""
+    # dotted path in the health body, to the SHA-256 of the file that was loaded
+    config_digest: str = ""
 
     @property
     def is_job(self) -> bool:
@@ -61,6 +65,12 @@ def _names(where: str, key: str, value: object) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) and item for item in value):
         raise ComponentError(f"{where}: {key}: must be a list of names, not {value!r}")
     return tuple(value)
+
+
+def _text(where: str, key: str, value: object) -> str:
+    if value is not None and not isinstance(value, str):
+        raise ComponentError(f"{where}: {key}: must be a text, not {value!r}")
+    return value or ""
 
 
 def _health(where: str, value: object, port: int | None) -> dict[str, Any] | None:
@@ -131,6 +141,8 @@ def parse_component(raw: object, index: int = 0) -> Component:
         pm2_status=states,
         required=required,
         start_timeout=float(start_timeout),
+        config=_text(where, "config", raw.get("config")),
+        config_digest=_text(where, "config_digest", raw.get("config_digest")),
     )
 
 
@@ -183,5 +195,5 @@ def _cycle(waiting: Mapping[str, Component]) -> list[str]:
     while True:
         following = next(name for name in waiting[path[-1]].depends_on if name in waiting)
         if following in path:
-            return [*path[path.index(following):], following]
+            return [*path[path.index(following) :], following]
         path.append(following)

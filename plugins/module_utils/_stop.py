@@ -1,6 +1,7 @@
 # Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
-"""Stop the PM2 components that use Redis, the last in the order of their start first, and prove that they are gone."""
+"""Stop PM2 components and what depends on them, the last in the order of their start first, and prove that they are gone."""
+
 from __future__ import annotations
 
 import os
@@ -23,7 +24,13 @@ from ansible_collections.titan.disaster_recovery.plugins.module_utils._start imp
 def users_of(kind: str, components: Iterable[Component]) -> set[str]:
     """Names of the PM2 components that depend on a component of this kind, directly or through others."""
     known = list(components)
-    found = {component.name for component in known if component.kind == kind}
+    return with_dependents({component.name for component in known if component.kind == kind}, known)
+
+
+def with_dependents(names: Iterable[str], components: Iterable[Component]) -> set[str]:
+    """Names of the PM2 components among these, and of those that depend on one of them, directly or through others."""
+    known = list(components)
+    found = set(names)
     while more := {component.name for component in known if found.intersection(component.depends_on)} - found:
         found |= more
     return {component.name for component in known if component.kind == "pm2" and component.name in found}
@@ -32,16 +39,20 @@ def users_of(kind: str, components: Iterable[Component]) -> set[str]:
 class Stopper(Starter):
     """The starter's way of clearing a place, from the last level to the first, with nothing started in it.
 
+    `only`: these components and what depends on them; None: what uses Redis.
     Applications are deleted from the daemon and not only stopped: PM2 starts a stopped one again at its next C(cron_restart).
     PM2's saved list keeps them, and is brought up to date first where it does not hold them.
     """
 
     trouble = ""
+    only: set[str] | None = None
 
     def run(self, check: bool = False) -> Outcome:
         outcome = self.outcome
-        wanted = users_of("redis", self.components)
+        wanted = users_of("redis", self.components) if self.only is None else with_dependents(self.only, self.components)
         if not wanted:
+            if self.only is not None:
+                return outcome
             raise StartError("no component uses Redis; the inventory's depends_on says so")
         daemon, sample = self._ask()
         members = [component for component in self.pm2 if component.name in wanted]

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: component_stop
-short_description: Stop the PM2 components that use Redis, and prove that they are gone
+short_description: Stop the PM2 components that use Redis, or chosen ones, and prove that they are gone
 version_added: "0.2.0"
 author:
   - Titan DR maintainers (@titan-dr)
 description:
   - Stops every PM2 component that depends on Redis, directly or through others, in the reverse order of its start. Others are left alone.
+    With O(only) it stops those instead, and what depends on them.
   - The applications are deleted from the daemon, because PM2 starts a stopped one again at its next C(cron_restart).
     PM2's saved list keeps them, and is saved first when it does not hold them. M(titan.disaster_recovery.component_start) starts them again.
   - It is proven by the kernel that their processes have ended and that their ports are free. Left-overs of PM2 are ended,
@@ -45,6 +46,10 @@ options:
     type: list
     elements: dict
     required: true
+  only:
+    description: Names of components. They are stopped, and what depends on them; of an empty list nothing. Without it what uses Redis is stopped.
+    type: list
+    elements: str
   timeout:
     description: Seconds for all of it.
     type: float
@@ -122,7 +127,13 @@ def prepare(params: dict[str, t.Any]) -> Stopper:
     )
     watcher = Watcher(params["pm2_home"], account.pw_uid, timeout=params["probe_timeout"])
     cli = Pm2Cli(params["pm2_prefix"], params["pm2_home"], account, {})
-    return Stopper(components, settings, watcher, cli, Fence(account.pw_uid))
+    stopper = Stopper(components, settings, watcher, cli, Fence(account.pw_uid))
+    if params["only"] is not None:
+        unknown = sorted(set(params["only"]) - {component.name for component in components})
+        if unknown:
+            raise ValueError(f"only: {', '.join(unknown)} is not a component")
+        stopper.only = set(params["only"])
+    return stopper
 
 
 def rows(stopper: Stopper) -> dict[str, t.Any]:
@@ -144,6 +155,7 @@ def main() -> t.NoReturn:
             "pm2_prefix": {"type": "path", "required": True},
             "user": {"type": "str", "required": True},
             "components": {"type": "list", "elements": "dict", "required": True},
+            "only": {"type": "list", "elements": "str"},
             "timeout": {"type": "float", "required": True},
             "probe_timeout": {"type": "float", "default": 3},
             "unit": {"type": "str"},
@@ -160,7 +172,7 @@ def main() -> t.NoReturn:
         except (StartError, Pm2Error) as error:
             found = rows(stopper)
             found["titan_dr"]["gates"].append({"name": "stop", "verdict": "fail", "evidence": str(error)})
-            module.fail_json(msg=f"What uses Redis could not be stopped: {error}", **found)
+            module.fail_json(msg=f"The components could not be stopped: {error}", **found)
         module.exit_json(**rows(stopper))
 
 

@@ -36,6 +36,8 @@ def test_defaults_and_probe() -> None:
         ({"required": "yes"}, "component x: required"),
         ({"start_timeout": 0}, "component x: start_timeout"),
         ({"start_timeout": "30"}, "component x: start_timeout"),
+        ({"config": 3}, "component x: config: must be a text"),
+        ({"config_digest": ["a"]}, "component x: config_digest: must be a text"),
         ({"helth": None}, "component x: helth: is not a known key"),
         ({"health": {"path": "/health"}}, "component x: health: needs a port"),
         ({"health": "yes", "port": 1}, "component x: health"),

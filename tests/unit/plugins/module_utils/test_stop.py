@@ -66,6 +66,22 @@ def test_the_last_started_first_and_others_are_left_alone(make: Make) -> None:
     assert dumped_names(str(world.home / "dump.pm2")) == {"brain", "phase1", "phase2", "job", "console"}, "PM2 lost its list"
 
 
+def test_chosen_ones_with_what_depends_on_them(make: Make) -> None:
+    world, stopper = make()
+    stopper.only = {"phase1"}
+    outcome = stopper.run()
+    assert set(world.apps) == {"brain", "phase2", "job", "console"} and set(outcome.findings) == {"phase1"}
+    stopper.only = {"redis"}
+    assert set(stopper.run().findings) == {"phase1", "phase2", "job", "brain"} and set(world.apps) == {"console"}
+
+
+def test_of_nothing_nothing_is_stopped(make: Make) -> None:
+    world, stopper = make()
+    stopper.only = set()
+    outcome = stopper.run()
+    assert not outcome.changed and outcome.findings == {} and world.log == []
+
+
 def test_a_second_run_changes_nothing(make: Make) -> None:
     world, stopper = make()
     stopper.run()
@@ -181,4 +197,5 @@ def test_the_module_refuses_what_it_cannot_work_with(tmp_path: Path, run_module:
     user = pwd.getpwuid(0).pw_name
     params = {"pm2_home": str(tmp_path), "pm2_prefix": "/p", "user": user, "components": TITAN, "timeout": 5}
     assert "there is no user" in run_module(component_stop, {**params, "user": "no-such-user"})["msg"]
+    assert "nobody is not a component" in run_module(component_stop, {**params, "only": ["brain", "nobody"]})["msg"]
     assert "cycle" in json.dumps(run_module(component_stop, {**params, "components": [raw("a", "b"), raw("b", "a")]}))
