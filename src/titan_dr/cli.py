@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = """\
 exit codes:
-  0  recovered, and the objectives were met
+  0  recovered, and the objectives were met; or a drill ended halted, as it had to
   1  failed; trading was not resumed, nothing old was removed
   2  the command was used wrongly
   3  refused in preflight; nothing was changed
@@ -38,6 +38,22 @@ exit codes:
   1  a file failed
   2  the command was used wrongly, or there is no such file
   4  none failed, but of one it cannot be told
+  5  cancelled
+"""
+DIAGNOSE_EXIT_CODES = """\
+exit codes:
+  0  nothing is wrong, nothing is proposed
+  1  something is proposed
+  2  the command was used wrongly
+  4  something is wrong or could not be found out, and nothing proves that a recovery would help
+  5  cancelled
+"""
+MONTHLY_EXIT_CODES = """\
+exit codes:
+  0  every test passed
+  1  a test failed
+  2  the command was used wrongly
+  4  none failed, but not every test was run or could be judged
   5  cancelled
 """
 
@@ -65,6 +81,11 @@ def parser() -> argparse.ArgumentParser:
     recover.add_argument("--take-over", metavar="RUN", help="take the server from this run, because you know that it is dead")
     recover.add_argument("--on-breach", choices=("continue", "abort"), help="what to do when the RTO cannot be met any more (default: the inventory's)")
 
+    doctor = _command(commands, "diagnose", "say what is wrong and which recovery helps; changes nothing", _diagnose, DIAGNOSE_EXIT_CODES)
+    _inventory_options(doctor)
+    doctor.add_argument("--json", action="store_true", help="print the report as JSON")
+    doctor.add_argument("-v", "--verbose", action="count", default=0, help="show Ansible's own output; repeat for more of it")
+
     drill = _command(commands, "drill", "cause a disaster in the lab and recover from it", _drill, EXIT_CODES)
     drill.add_argument("scenario", metavar="SCENARIO", help="the disaster to cause; `titan-dr scenarios` lists them")
     _run_options(drill, "only try the recovery; the lab's Titan is backed up and struck all the same")
@@ -72,6 +93,16 @@ def parser() -> argparse.ArgumentParser:
     drill.add_argument("--profile", choices=("guide", "variant"), default="guide", help="which Titan stands in the lab (default: %(default)s)")
     drill.add_argument("--keys", type=_count, default=10000, metavar="N", help="keys in Redis before the disaster (default: %(default)s)")
     drill.add_argument("--keep", action="store_true", help="leave the lab's hosts up afterwards")
+
+    monthly = _command(commands, "monthly", "run the guide's five monthly tests in the lab and write one summary", _monthly, MONTHLY_EXIT_CODES)
+    monthly.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="only these; the summary then says what was left out")
+    monthly.add_argument("--profile", choices=("guide", "variant"), default="guide", help="which Titan stands in the lab (default: %(default)s)")
+    monthly.add_argument("--keys", type=_count, default=10000, metavar="N", help="keys in Redis before each disaster (default: %(default)s)")
+    monthly.add_argument("--installed", action="store_true", help="test the installed collection, not this checkout's playbooks")
+    monthly.add_argument(
+        "--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where the summary and the drills' reports go (default: ./%(default)s)"
+    )
+    monthly.add_argument("--json", action="store_true", help="print the summary as JSON on stdout; progress goes to stderr")
 
     check = _command(commands, "verify", "tell whether Redis snapshots and append only files can be trusted", _verify, VERIFY_EXIT_CODES)
     check.add_argument("paths", nargs="+", metavar="PATH", help="an RDB or AOF file, an appendonlydir, or a directory that is searched for them")
@@ -113,12 +144,16 @@ def _command(commands: Any, name: str, text: str, function: Any, epilog: str = "
     return made
 
 
-def _run_options(command: argparse.ArgumentParser, check: str) -> None:
+def _inventory_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("-i", "--inventory", action="append", default=[], metavar="PATH", help="inventory file or directory; may be repeated")
     command.add_argument("-e", "--extra-vars", action="append", default=[], metavar="VARS", help="key=value, JSON, or @file; as in ansible-playbook")
-    command.add_argument("--check", action="store_true", help=check)
     command.add_argument("--installed", action="store_true", help="run the installed collection, not this checkout's playbooks")
     command.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where ledger and report go (default: ./%(default)s)")
+
+
+def _run_options(command: argparse.ArgumentParser, check: str) -> None:
+    _inventory_options(command)
+    command.add_argument("--check", action="store_true", help=check)
     command.add_argument("--json", action="store_true", help="print the report as JSON on stdout; progress goes to stderr")
     command.add_argument("-v", "--verbose", action="count", default=0, help="show Ansible's own output; repeat for more of it")
 
@@ -193,6 +228,13 @@ def _inventories(given: Sequence[str]) -> list[str]:
     return [path if "," in path else str(Path(path).resolve()) for path in given]
 
 
+def _wanted_inventory(options: argparse.Namespace) -> list[str]:
+    inventory = _inventories(options.inventory or [path for path in [os.environ.get("ANSIBLE_INVENTORY", "")] if path])
+    if not inventory:
+        raise UsageError(f"{options.command}: which servers? Give their inventory with -i (inventories/example shows its shape).")
+    return inventory
+
+
 def _console(to_stderr: bool) -> Console:
     from rich.console import Console
 
@@ -230,9 +272,7 @@ def _recover(options: argparse.Namespace) -> int:
     if extra.values.get("titan_dr_on_breach", "abort") not in ("continue", "abort"):
         raise UsageError(f"titan_dr_on_breach is continue or abort, not {extra.values['titan_dr_on_breach']!r}")
     _known(scenario, options.installed)
-    inventory = _inventories(options.inventory or [path for path in [os.environ.get("ANSIBLE_INVENTORY", "")] if path])
-    if not inventory:
-        raise UsageError("recover: which servers? Give their inventory with -i (inventories/example shows its shape).")
+    inventory = _wanted_inventory(options)
     request = recovery.Request(
         scenario=scenario,
         inventory=inventory,
@@ -247,6 +287,24 @@ def _recover(options: argparse.Namespace) -> int:
     with Cancellation() as cancellation:
         found = recovery.recover(request, display.make(_console(options.json), options.verbose > 0), cancellation)
         return _finish(found, request.run_dir / report.REPORT_FILE, options.json)
+
+
+def _diagnose(options: argparse.Namespace) -> int:
+    from titan_dr import diagnose
+
+    extra = parse_extra_vars(options.extra_vars)
+    request = diagnose.Request(
+        inventory=_wanted_inventory(options),
+        runs_dir=options.runs_dir,
+        installed=options.installed,
+        extra_vars=extra.values,
+        extra_vars_files=extra.files,
+        verbosity=max(0, options.verbose - 1),
+        shown=options.verbose > 0,
+    )
+    with Cancellation() as cancellation, cancellation.attentive():
+        found, path = diagnose.run(request, cancellation, _console(options.json))
+        return diagnose.finish(found, path, _console(False), options.json)
 
 
 def _drill(options: argparse.Namespace) -> int:
@@ -278,6 +336,26 @@ def _drill(options: argparse.Namespace) -> int:
         return _finish(found, run_dir / report.REPORT_FILE, options.json)
 
 
+def _monthly(options: argparse.Namespace) -> int:
+    from titan_dr import display, drill, monthly, recovery
+
+    for name in options.scenarios:
+        if name not in monthly.TESTS:
+            raise UsageError(f"There is no monthly test of {name}; there are {', '.join(monthly.TESTS)}")
+    folder = recovery.new_run_dir(options.runs_dir / "monthly", "monthly")
+    shown = display.make(_console(options.json))
+    with Cancellation() as cancellation:
+
+        def one(scenario: str) -> dict[str, Any]:
+            wanted = drill.Options(scenario=scenario, profile=options.profile, keys=options.keys, installed=options.installed)
+            return drill.run(wanted, recovery.new_run_dir(folder, scenario), shown, cancellation)
+
+        found = monthly.run(options.scenarios or monthly.TESTS, folder, one, shown.say)
+        monthly.save(folder, found)
+        print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else f"{monthly.markdown(found)}\n{folder / monthly.PAGES[1]}")
+        return report.CANCELLED if cancellation.requested else monthly.exit_code(found)
+
+
 def _verify(options: argparse.Namespace) -> int:
     from titan_dr import verify
 
@@ -297,7 +375,7 @@ def _faults(options: argparse.Namespace) -> int:
     for name, found in known.items():
         print(name)
         for fault, summary in found.items():
-            print(f"  {fault:<18} {summary}")
+            print(f"  {fault:<20} {summary}")
     return report.OK
 
 
@@ -332,7 +410,12 @@ def _lab(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     path = _report_path(options.run, options.runs_dir)
-    return _finish(report.load(path), path, options.json)
+    found = report.load(path)
+    if found.get("kind") == "diagnosis":
+        from titan_dr import diagnose
+
+        return diagnose.finish(found, path, _console(False), options.json)
+    return _finish(found, path, options.json)
 
 
 def _report_path(run: str, runs_dir: Path) -> Path:

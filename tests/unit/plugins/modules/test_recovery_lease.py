@@ -470,11 +470,14 @@ def test_a_taker_that_is_killed_leaves_a_whole_lease(run_module: Any, moment: st
 
 FOLDER = Path(recovery_lease.__file__).parent
 GUARDED = {
-    "component_start", "component_stop", "offline_bundle", "redis_rollback", "redis_stage", "redis_swap", "restore_point_create", "server_baseline",
-    "trading_halt", "trading_resume", "tree_restore",
+    "component_start", "component_stop", "config_swap", "guard_install", "network_mend", "offline_bundle", "reconcile", "redis_rollback", "redis_stage",
+    "redis_swap", "restore_point_create", "server_baseline", "trading_halt", "trading_resume", "tree_restore",
 }  # fmt: skip
 # They read, or write to a store and not to the server.
-UNGUARDED = {"pm2_health", "preflight_info", "redis_aof_verify", "redis_rdb_verify", "restore_point_info", "restore_point_push", "validate_info"}
+UNGUARDED = {
+    "config_verify", "diagnosis_info", "guard_claim", "network_info", "pm2_health", "preflight_info", "redis_aof_verify", "redis_rdb_verify",
+    "restore_point_info", "restore_point_push", "validate_info",
+}  # fmt: skip
 
 
 def test_every_module_that_changes_a_server_asks_for_the_lease() -> None:

@@ -200,6 +200,12 @@ def test_trading_in_another_state(params: dict[str, Any], run_module: Any) -> No
     assert wrong(result) == {"trading": "fail"} and "trading" not in result["titan_dr"]
 
 
+def test_a_gate_has_its_moment(params: dict[str, Any], run_module: Any) -> None:
+    """What does not pass too: a resume asks how old it is."""
+    for more in ({}, {"max_memory_percent": -1}):
+        assert abs(run_module(validate_info, {**params, **more})["at"] - time.time()) < 5
+
+
 def test_a_page_is_unknown(params: dict[str, Any], run_module: Any) -> None:
     params["probes"][0]["url"] = params["probes"][0]["url"].replace("/ws", "/html")
     assert wrong(run_module(validate_info, params)) == {"websockets": "unknown"}
