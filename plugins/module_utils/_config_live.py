@@ -194,6 +194,9 @@ def check_redis(data: bytes, user: str) -> tuple[str, str]:
     if "FATAL CONFIG FILE ERROR" in said:
         # it quotes the line, which may hold a password; the reason after it is Redis's own
         reason = _QUOTED.sub("'...'", said.strip().splitlines()[-1])[:120]
+        if reason.endswith("Permission denied"):
+            # Redis looks at the places that it names: whose they are is no matter of this file
+            return _probe.UNKNOWN, f"user {user} may not use a place that it names{f' in line {line[1]}' if line else ''}: see its owner and mode"
         return _probe.FAIL, f"line {line[1]}: Redis refuses it: {reason}" if line else f"Redis refuses it: {reason}"
     return _probe.UNKNOWN, f"redis-server ended with {done.returncode} and did not say why"
 

@@ -103,6 +103,12 @@ def test_redis_itself_reads_its_file_and_nothing_happens(world: World, tmp_path:
     verdict, said = _config_live.check_redis((good + f"save '{CANARY}'\n").encode(), world.user)
     assert verdict == "fail" and CANARY not in said
     assert _config_live.check_redis(b"dir /no/such/place\n", world.user)[0] == "fail"
+    if os.geteuid() == 0:
+        shut = tmp_path / "shut"
+        shut.mkdir(mode=0o700)
+        verdict, said = _config_live.check_redis(f"dir {shut}\n".encode(), "nobody")
+        assert verdict == "unknown" and "nobody may not use a place that it names in line 1" in said
+        shut.rmdir()
     assert sorted(tmp_path.iterdir()) == before
 
 
