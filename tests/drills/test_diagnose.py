@@ -39,7 +39,7 @@ NOT_PROVEN = {"keys-deleted": "redis", "store-cut": "network"}
 # What comes and goes may be away at the moment of the look; the services have felt it.
 PASSING = {"flapping": "reports"}
 # Of each scenario, for every change; all of them with `slow`.
-FEW = {"database_corruption": ("manifest-missing", "hung"), "configuration_corruption": ("invalid-json",), "network_partition": ("dns-dead", "maintenance")}
+FEW = {"database_corruption": ("hung",), "configuration_corruption": ("invalid-json",), "network_partition": ("dns-dead",)}
 HEALTHY, HEALTHY_SLOW = 3, 100
 DATA, KEPT, UNIT = "/var/lib/redis", "/root/redis-kept", "redis-server"
 

@@ -22,7 +22,7 @@ GUARD = "titan-dr-guard"
 # Every process of the server but its init, which this does not need.
 FREEZE, THAW = "kill -STOP -1", "kill -CONT -1"
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
