@@ -276,15 +276,16 @@ def swap(plan: t.Mapping[str, t.Any], run_id: str) -> tuple[list[dict[str, t.Any
     todo: list[tuple[Item, bytes]] = []
     for number, raw in enumerate(plan["files"]):
         item = Item(**raw)
+        now = _digest_of(item.path)
+        if now == item.new:
+            continue
+        if now != item.old:
+            raise PlanError(f"{item.path} was changed by somebody since it was looked at; nothing was exchanged")
         with open(os.path.join(folder, str(number)), "rb") as handle:
             data = handle.read()
         if digest(data) != item.new:
             raise PlanError(f"what was staged for {item.path} is not what was proven")
-        now = _digest_of(item.path)
-        if now != item.new and now != item.old:
-            raise PlanError(f"{item.path} was changed by somebody since it was looked at; nothing was exchanged")
-        if now != item.new:
-            todo.append((item, data))
+        todo.append((item, data))
     done = []
     for item, data in todo:
         # before it has that name: a run that is killed leaves no damaged copy that could be taken for a good one
@@ -302,4 +303,8 @@ def swap(plan: t.Mapping[str, t.Any], run_id: str) -> tuple[list[dict[str, t.Any
             os.chown(item.path, item.uid, item.gid)
             os.chmod(item.path, item.mode)
             mended.append(item.path)
+    # there are secrets among them; the plan stays, for who asks again
+    for number in range(len(plan["files"])):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder, str(number)))
     return done, mended

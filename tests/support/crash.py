@@ -329,7 +329,7 @@ SKIP = "|".join(
         r"^/opt/titan/\.pm2/(logs|pids|pm2\.log|.*\.sock|pm2\.pid|touch|modules|module_conf\.json|dump\.pm2\.bak)",
         r"^/var/lib/redis[^/]*/(dump\.rdb|temp-.*)",
         r"^/var/lib/redis\.",
-        r"^/var/lib/titan-dr/(lease\.json|journal\.jsonl|halt\.generation|bundle/debs)",
+        r"^/var/lib/titan-dr/(lease\.json|journal\.jsonl|network\.json|halt\.generation|bundle/debs)",
     ]
 )
 

@@ -182,6 +182,7 @@ def test_the_restore_points_are_the_next_place(swap: Case) -> None:
     swap("swapped")
     assert Path(swap.world.brain).read_bytes() == good
     assert os.listdir(swap.world.state / "stage") == ["r1-config"], "what was fetched is gone"
+    assert os.listdir(swap.world.state / "stage" / "r1-config") == ["plan.json"], "and so are the copies, for the secrets in them"
 
 
 def test_a_bad_restore_point_is_passed_over_for_the_history_in_it(swap: Case) -> None:
