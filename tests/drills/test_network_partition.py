@@ -185,6 +185,7 @@ def test_every_fault_ends_as_it_has_to(whole: LabState, tmp_path: Path, name: st
         assert KEPT.get(name, "") in said, said
 
 
+@pytest.mark.slow
 def test_a_later_run_goes_back_to_the_primary_way(whole: LabState, tmp_path: Path) -> None:
     fault = faults.find_fault(PLAYBOOK, "dns-dead")
     before = sh("titan", NETWORK_FILES)
