@@ -219,6 +219,7 @@ def main(words: t.Sequence[str]) -> None:
             guard.turn(config)
         except Exception as exc:  # one turn that fails must not end the guard; the permit runs out meanwhile
             guard.say(f"{type(exc).__name__}: {exc}")
+        # the period of a service that never ends, well within the time of the permit
         time.sleep(config["every"])
 
 

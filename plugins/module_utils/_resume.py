@@ -43,6 +43,7 @@ def judge(gates: t.Sequence[t.Mapping[str, t.Any]], now: float, reason: str = ""
     if not gates:
         raise ResumeError("no gate was reported, so nothing proves that trading may go on")
     wrong = [] if any(gate.get("of") == RECONCILE for gate in gates) else ["nothing was reconciled with the exchanges"]
+    wrong += [] if any(gate.get("of") != RECONCILE for gate in gates) else ["nothing was validated"]
     forced = []
     for gate in gates:
         name, verdict, at = str(gate.get("name") or "a gate without a name"), gate.get("verdict"), gate.get("at")

@@ -219,8 +219,11 @@ class Venue:
     def server_time(self) -> float:
         raise NotImplementedError
 
-    def status(self) -> tuple[str, str]:
-        """Whether it is in maintenance, by its own word: ("ok" | "maintenance", text)."""
+    def _told_status(self, end: float) -> tuple[str, str]:
+        """What its status page says."""
+        raise NotImplementedError
+
+    def _ping(self, end: float) -> None:
         raise NotImplementedError
 
     def rights(self) -> Rights:
@@ -255,6 +258,22 @@ class Venue:
         raise NotImplementedError
 
     # what they have in common
+
+    def status(self) -> tuple[str, str]:
+        """Whether it is in maintenance, by its own word: ("ok" | "maintenance", text). Without a status page a ping is all that can be asked."""
+        end = self._end()
+        try:
+            try:
+                return self._told_status(end)
+            except VenueError as exc:
+                if exc.kind not in ("refused", "unusable", "key"):
+                    raise
+            self._ping(end)
+        except VenueError as exc:
+            if exc.kind != "maintenance":
+                raise
+            return "maintenance", exc.text
+        return "ok", "answers, has no status page here"
 
     def _end(self) -> float:
         return time.monotonic() + self.timeout

@@ -62,25 +62,14 @@ class Binance(Venue):
         with self._reading("time"):
             return base.moment(answer, "serverTime")
 
-    def status(self) -> tuple[str, str]:
-        # The status page is spot's and may not be on this host; then a ping is all that can be asked.
-        end = self._end()
-        try:
-            found = self._call("status", "GET", "/sapi/v1/system/status", end, signed=False)
-            with self._reading("status"):
-                return ("maintenance" if base.number(found, "status") else "ok"), self._clean(base.text(found, "msg"))
-        except VenueError as exc:
-            if exc.kind == "maintenance":
-                return "maintenance", exc.text
-            if exc.kind not in ("refused", "unusable", "key"):
-                raise
-        try:
-            self._call("ping", "GET", "/fapi/v1/ping", end, signed=False)
-        except VenueError as exc:
-            if exc.kind == "maintenance":
-                return "maintenance", exc.text
-            raise
-        return "ok", "answers, has no status page here"
+    def _told_status(self, end: float) -> tuple[str, str]:
+        # spot's page, which may not be on this host
+        found = self._call("status", "GET", "/sapi/v1/system/status", end, signed=False)
+        with self._reading("status"):
+            return ("maintenance" if base.number(found, "status") else "ok"), self._clean(base.text(found, "msg"))
+
+    def _ping(self, end: float) -> None:
+        self._call("ping", "GET", "/fapi/v1/ping", end, signed=False)
 
     def instruments(self) -> dict[str, Instrument]:
         answer = self._call("instruments", "GET", "/fapi/v1/exchangeInfo", self._end(), signed=False)

@@ -88,25 +88,14 @@ class Bybit(Venue):
         with self._reading("time"):
             return float(base.amount(result, "timeNano") / 10**9)
 
-    def status(self) -> tuple[str, str]:
-        end = self._end()
-        try:
-            result = self._call("status", "GET", "/v5/system/status", end, signed=False)
-            with self._reading("status"):
-                now = [base.text(row, "title") for row in base.rows(base.field(result, "list"), "list") if row.get("state") == "ongoing"]
-            return ("maintenance", self._clean("; ".join(now))) if now else ("ok", "no maintenance under way")
-        except VenueError as exc:
-            if exc.kind == "maintenance":
-                return "maintenance", exc.text
-            if exc.kind not in ("refused", "unusable", "key"):
-                raise
-        try:
-            self._call("time", "GET", "/v5/market/time", end, signed=False)
-        except VenueError as exc:
-            if exc.kind == "maintenance":
-                return "maintenance", exc.text
-            raise
-        return "ok", "answers, has no status page here"
+    def _told_status(self, end: float) -> tuple[str, str]:
+        result = self._call("status", "GET", "/v5/system/status", end, signed=False)
+        with self._reading("status"):
+            now = [base.text(row, "title") for row in base.rows(base.field(result, "list"), "list") if row.get("state") == "ongoing"]
+        return ("maintenance", self._clean("; ".join(now))) if now else ("ok", "no maintenance under way")
+
+    def _ping(self, end: float) -> None:
+        self._call("time", "GET", "/v5/market/time", end, signed=False)
 
     def instruments(self) -> dict[str, Instrument]:
         found = self._pages("instruments", "/v5/market/instruments-info", self._end(), {"category": "linear", "limit": INSTRUMENTS}, signed=False)

@@ -29,6 +29,8 @@ def test_fresh_gates_that_passed() -> None:
     assert _resume.judge([asked(age=60), gate(age=-5)], NOW) == [], "up to the limits"
     with pytest.raises(_resume.ResumeError, match="nothing was reconciled"):
         _resume.judge([gate(), gate("reconcile_binance")], NOW)
+    with pytest.raises(_resume.ResumeError, match="nothing was validated"):
+        _resume.judge([asked()], NOW)
 
 
 @pytest.mark.parametrize("age", [60.1, -5.1])
