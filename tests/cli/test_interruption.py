@@ -237,7 +237,7 @@ def test_a_playbook_on_its_own_way_into_the_safe_state_is_let_go_on(checkout: Ch
     halted = {"name": "Halted", "ansible.builtin.debug": {"var": "titan_dr"}, "vars": {"titan_dr": HALTED}}
     wait = {"name": "Wait", "ansible.builtin.command": {"argv": ["sleep", "4"]}}
     end = {"name": "End", "ansible.builtin.fail": {"msg": "as a failure"}}
-    checkout.play("provision", HALTED, deadline_soon(), row("safe_state_start"), wait, halted, end)
+    checkout.play("provision", HALTED, row("safe_state_start"), deadline_soon(), wait, halted, end)
     assert checkout.recover() == report.FAILED
     assert "as a failure" in checkout.report()["message"] and checkout.made_safe() == []
     assert checkout.alive() == []

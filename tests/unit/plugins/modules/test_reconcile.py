@@ -151,7 +151,7 @@ def test_fills_after_the_restore_point_are_adopted(titan: Titan, venue: str) -> 
     assert (result["failed"], result["changed"], verdicts(result)) == (False, True, ALL)
     assert titan.position(venue) == ("short", "0.4")
     true = titan.simulator.control("GET", "/state")["venues"][venue]
-    assert titan.booked(f"titan:positions:{venue}:BTCUSDT")["entryPrice"] == true["positions"]["BTCUSDT"]["entryPrice"]
+    assert Decimal(titan.booked(f"titan:positions:{venue}:BTCUSDT")["entryPrice"]) == Decimal(true["positions"]["BTCUSDT"]["entryPrice"])
     fills = {fill["clientOrderId"]: fill for fill in true["fills"]}
     for client_id in lost:
         found = titan.booked(f"titan:orders:{client_id}")

@@ -16,8 +16,8 @@ import pytest
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fence, _halt, _journal, _latch, _lease
 from ansible_collections.titan.disaster_recovery.plugins.modules import trading_halt, trading_resume
 
-# Nobody on this machine has this user id: what runs under it was started here.
-UID = 2_123_456_001
+# Nobody on this machine has this user id, nor have other test runs: what runs under it was started here.
+UID = 2_123_000_000 + os.getpid() % 1_000_000
 USER = "titan-test"
 
 
