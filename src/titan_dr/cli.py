@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from titan_dr import playbooks, report
+from titan_dr import playbooks, report, streams
 from titan_dr.cancel import SIGNALS, Cancellation, Cancelled
 from titan_dr.errors import UsageError
 
@@ -445,6 +445,8 @@ def _scenarios(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    if arguments is None:
+        streams.outlast()
     options = parser().parse_args(arguments)
     try:
         code: int = options.function(options)

@@ -230,3 +230,12 @@ def test_lab_errors_are_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         monkeypatch.setattr(lab, name, refuse)
         assert cli.main(["lab", name]) == report.FAILED
         assert "podman is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["faults"], ["scenarios", "--json"]])
+def test_a_list_whose_reader_has_gone(words: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "titan_dr", *words], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")

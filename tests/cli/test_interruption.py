@@ -170,8 +170,9 @@ def test_a_recovery_does_not_need_anybody_who_watches(checkout: Checkout) -> Non
     os.close(reading)
     with command(checkout, "-v", stdout=writing) as process:
         os.close(writing)
-        process.wait(40)
-    assert checkout.report()["result"] == "recovered"
+        code = process.wait(40)
+    found = checkout.report()
+    assert found["result"] == "recovered" and code == report.exit_code(found)
 
 
 def test_a_controller_that_is_killed(checkout: Checkout) -> None:
