@@ -14,6 +14,7 @@ description:
   - Writes C(ledger.jsonl) while the run goes on, and C(report.json), into the run directory.
     The report on disk is complete at any moment, and says C(cancelled) until the run reaches its end.
   - Writes C(budget.json) at the start, which is what earlier runs beside this one took; the action plugin C(recovery_step) decides with it.
+  - Tells the webhooks of C(titan_dr_notify) when a run starts on its servers and how it ended, with the address of a webhook in no file and no message.
   - Says how much time is left at the target and at 50, 80 and 100 % of the RTO, also while a long task runs.
   - It only measures. It never changes the outcome of a run, and an error in it is a warning. Only the exit code of C(ansible-playbook) says more in the end,
     4 after a recovery that missed an objective or could not prove it, and 3 when the run was refused.
@@ -43,6 +44,7 @@ import yaml
 from ansible import context
 from ansible.module_utils.ansible_release import __version__ as core_version
 from ansible.plugins.callback import CallbackBase
+from ansible.template import Templar
 
 from ansible_collections.titan.disaster_recovery.plugins.plugin_utils import _budget, _ledger, _notify, _report, _run_files
 
@@ -104,6 +106,7 @@ class CallbackModule(CallbackBase):
         self.endings = 0
         self.safe_state = False
         self.told: list[str] = []
+        self.hooks: list[dict[str, Any]] | None = None  # who is told, once the servers are known
         self.over = threading.Event()
         if CallbackModule._owner is None:
             # a flag inherited from the caller's environment would say that nobody measures is somebody
@@ -256,8 +259,10 @@ class CallbackModule(CallbackBase):
         self.ended = True
         self.over.set()
         self._close_phases(keep=None)
-        self._hear()
+        self._hear(last="stats" not in how)
         self.ledger.add("run_end", **how)
+        report = _report.build(self.ledger.rows)
+        self._tell(report["result"], f"{report['message']} Trading: {report['trading'] or 'unknown'}.")
         self.files.save(_report.build(self.ledger.rows))
 
     @_quiet
@@ -266,9 +271,10 @@ class CallbackModule(CallbackBase):
             return
         self.ended = False  # a command with two playbooks ends twice
         self.endings += 1
-        self._hear(wait_s=LAST_WORDS_S)
         self._end(stats={host: stats.summarize(host) for host in stats.processed})
+        self._hear(wait_s=LAST_WORDS_S, last=True)
         report = _report.build(self.ledger.rows)
+        self.files.save(report)
         for line in _report.closing_lines(report, str(self.files.report)):
             self._display.display(line)
         if self.files.lost:
@@ -284,6 +290,33 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_play_start(self, play: Any) -> None:
         phase = play.vars.get("titan_dr_phase") if isinstance(play.vars, dict) else None
         self.play_phase = str(phase) if phase else None
+        if self.hooks is None:
+            self._announce(play)
+
+    def _announce(self, play: Any) -> None:
+        """The first play with servers begins: their inventory says who is told."""
+        manager = play.get_variable_manager()
+        servers = [host for host in manager._inventory.get_hosts(play.hosts) if not host.implicit]
+        if not servers:
+            return
+        self.hooks = []
+        try:
+            variables = manager.get_vars(play=play, host=servers[0])
+            self.hooks = list(Templar(loader=manager._loader, variables=variables).template(variables.get("titan_dr_notify") or []))
+        except Exception as error:
+            self._note(f"titan_dr_notify cannot be read, nobody is told: {type(error).__name__}")
+        self._tell("started", f"It works on {', '.join(host.get_name() for host in servers)}.")
+
+    def _tell(self, event: str, text: str) -> None:
+        if self.ledger is None or self.files is None or not self.hooks or context.CLIARGS.get("check"):
+            return
+        begun = self.ledger.rows[0]
+        figures = {"elapsed_s": round(self.ledger.elapsed(), 1), "rto_s": self.objectives.get("rto_s")}
+        try:
+            body = {"run_id": begun["run_id"], "scenario": begun["scenario"], "kind": begun["kind"], "event": event, "text": text, **figures}
+            _notify.send(self.hooks, body, self.files.directory)
+        except Exception as error:
+            self._note(f"{event} was NOT told: {type(error).__name__}")
 
     def _phase_of(self, task: Any) -> str | None:
         return _budget.phase_of(_budget.roles_of(task), self.objectives.get("phases") or {}, self.play_phase)
@@ -418,11 +451,11 @@ class CallbackModule(CallbackBase):
                 self._note(f"Goes on with run {lease.get('run_id')}, {_report.span(self.ledger.elapsed())} after the incident.")
         self.ledger.add("lease", **known, shift_s=round(shift, 3) or None)
 
-    def _hear(self, wait_s: float = 0.0) -> None:
-        """What became of the notifications that a step sent off."""
+    def _hear(self, wait_s: float = 0.0, last: bool = False) -> None:
+        """What became of the notifications that were sent off."""
         if self.files is None:
             return
-        notes = _notify.told(self.files.directory, wait_s, self.ended)
+        notes = _notify.told(self.files.directory, wait_s, last)
         for note in notes[len(self.told) :]:
             self._note(note)
         self.told = notes

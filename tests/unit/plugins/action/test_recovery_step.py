@@ -154,15 +154,17 @@ def test_a_breach_is_said_once_and_told_and_the_recovery_goes_on(steps: Steps, w
     assert breach["phase"] == "provision" and 700 <= breach["declared_s"] < 730 and 400 < breach["projected_s"] - breach["declared_s"] < 425
     assert ran.output.count("[titan-dr] BREACH: by the declared budgets the recovery ends about 11") == 1
     assert [row["event"] for row in ran.rows].count("breach") == 1
-    assert len(bodies) == 1 and bodies[0].pop("text").startswith("by the declared budgets")
-    assert bodies[0] == {
+    told = {body["event"]: body for body in bodies}
+    assert len(bodies) == 3 and told.keys() == {"started", "breach", "recovered"}
+    assert told["breach"].pop("text").startswith("by the declared budgets")
+    assert told["breach"] == {
         "run_id": ran.report["run_id"],
         "scenario": "complete_system_failure",
         "event": "breach",
         "projected_s": breach["projected_s"],
         "rto_s": 900,
     }
-    assert [note for note in ran.report["notes"] if "told" in note] == [
+    assert [note for note in ran.report["notes"] if note.startswith("breach was")] == [
         "breach was told to 127.0.0.1",
         "breach was NOT told to 127.0.0.1: HTTPError 500",
         "breach was NOT told to a webhook without a host: only http and https are known",

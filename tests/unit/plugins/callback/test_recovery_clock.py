@@ -9,8 +9,10 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -322,3 +324,44 @@ def test_a_missed_objective_does_not_keep_the_next_playbook_from_running(playboo
     after.write_text(yaml.safe_dump([play("validate", say({"notes": ["the second one"]}))]))
     ran = playbooks.run(play("validate", say({**PASSED, "rpo": {"actual_s": 2000, "basis": "canary"}})), arguments=(str(after),))
     assert ran.rc == 4 and "the second one" in ran.report["notes"]
+
+
+# --- who is told ---------------------------------------------------------------------------------------------------------
+
+
+def hooked(phase: str, *tasks: dict[str, Any], notify: Any) -> dict[str, Any]:
+    found = play(phase, *tasks)
+    found["vars"]["titan_dr_notify"] = notify
+    return found
+
+
+@pytest.mark.parametrize(("task", "result"), [(say(PASSED), "recovered"), ({"name": "Break", "ansible.builtin.fail": {"msg": "x"}}, "failed")])
+def test_the_start_and_the_end_are_told(playbooks: Playbooks, web: Callable[..., Any], task: dict[str, Any], result: str) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def answer(_method: str, _path: str, body: bytes) -> Any:
+        bodies.append(json.loads(body))
+        return 200, {}, b""
+
+    ran = playbooks.run(hooked("validate", say({"trading": "halted"}), task, notify=[{"url": f"{web(answer).url}/{SECRET}"}]))
+    told = {body["event"]: body for body in bodies}
+    assert told.keys() == {"started", result} and len(bodies) == 2, ran.output
+    assert told["started"]["text"] == "It works on localhost." and told["started"]["run_id"] == ran.report["run_id"]
+    assert told[result]["text"].startswith(ran.report["message"]) and told[result]["rto_s"] == 900
+    assert {f"{event} was told to 127.0.0.1" for event in told} <= set(ran.report["notes"])
+    assert SECRET not in ran.output + "".join(path.read_text() for path in playbooks.run_dir.iterdir())
+
+
+def test_a_try_is_told_to_nobody(playbooks: Playbooks, web: Callable[..., Any]) -> None:
+    asked: list[str] = []
+    service = web(lambda _method, path, _body: asked.append(path) or (200, {}, b""))
+    playbooks.run(hooked("validate", say(PASSED), notify=[{"url": service.url}]), arguments=("--check",))
+    assert asked == []
+
+
+@pytest.mark.parametrize("notify", ["{{ nothing_like_it }}", [{"uri": SECRET}], [SECRET]])
+def test_hooks_that_cannot_be_read_are_a_note_and_no_harm(playbooks: Playbooks, notify: Any) -> None:
+    ran = playbooks.run(hooked("validate", say(PASSED), notify=notify))
+    assert (ran.rc, ran.report["result"]) == (0, "recovered"), ran.output
+    assert any("nobody is told" in note or "was NOT told" in note for note in ran.report["notes"])
+    assert SECRET not in (playbooks.run_dir / "ledger.jsonl").read_text()
