@@ -11,12 +11,16 @@ Beside it, in <latch>.d, a file for each venue that is halted alone.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import time
 import typing as t
 
 # What a latch may allow, from less to more. "full" is no latch at all.
 MODES = ("observe", "reduce_only")
+# Seconds that one change of the latch waits for another.
+PATIENCE = 2.0
 
 
 class LatchError(Exception):
@@ -35,13 +39,40 @@ def read(path: str) -> dict[str, t.Any] | None:
     return found if isinstance(found, dict) and isinstance(found.get("generation"), int) else {"generation": 0, "reason": "unreadable latch"}
 
 
+@contextlib.contextmanager
+def _alone(path: str, needed: bool = True) -> t.Iterator[None]:
+    """One change of the latch at a time: a resume must not take away what another run fastens in that moment.
+
+    A halt (not `needed`) waits for a holder that is frozen no longer than that; what allows more is refused then.
+    """
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    if needed:
+                        raise LatchError(f"another process has been changing the latch for {PATIENCE:g} s") from None
+                    break
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(folder)
+
+
 def _write(path: str, text: str) -> None:
-    with open(path + ".new", "w", encoding="utf-8") as handle:
+    # a name of its own: a halt may not have waited for another one
+    new = f"{path}.{os.getpid()}.new"
+    with open(new, "w", encoding="utf-8") as handle:
         handle.write(text)
         handle.flush()
         os.fsync(handle.fileno())
-    os.chmod(path + ".new", 0o644)
-    os.rename(path + ".new", path)
+    os.chmod(new, 0o644)
+    os.rename(new, path)
     folder = os.open(os.path.dirname(path), os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -51,10 +82,14 @@ def _write(path: str, text: str) -> None:
 
 def fasten(path: str, reason: str, run_id: str, now: float, anew: bool = False) -> tuple[dict[str, t.Any], bool]:
     """Put the latch in place, with the next generation; returns it and whether it is new. One that is there and allows nothing is kept, unless `anew`."""
+    with _alone(path, needed=False):
+        return _fasten(path, reason, run_id, now, anew)
+
+
+def _fasten(path: str, reason: str, run_id: str, now: float, anew: bool) -> tuple[dict[str, t.Any], bool]:
     found = read(path)
     if found and not anew and not found.get("mode"):
         return found, False
-    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     counter = path + ".generation"
     generation = 1
     with contextlib.suppress(FileNotFoundError), open(counter, "rb") as handle:
@@ -78,21 +113,23 @@ def loosen(path: str, generation: int, mode: str) -> None:
     """Let the services do so much and no more. The generation stays."""
     if mode not in MODES:
         raise LatchError(f"a latch cannot allow {mode!r}, only {' or '.join(MODES)}")
-    found = read(path)
-    if found is None:
-        raise LatchError("there is no latch any more: somebody took it away")
-    same(found, generation)
-    _write(path, json.dumps({**found, "mode": mode}) + "\n")
+    with _alone(path):
+        found = read(path)
+        if found is None:
+            raise LatchError("there is no latch any more: somebody took it away")
+        same(found, generation)
+        _write(path, json.dumps({**found, "mode": mode}) + "\n")
 
 
 def release(path: str, generation: int) -> bool:
     """Take the latch away if it is of this generation; False when there was none."""
-    found = read(path)
-    if found is None:
-        return False
-    same(found, generation)
-    os.unlink(path)
-    return True
+    with _alone(path):
+        found = read(path)
+        if found is None:
+            return False
+        same(found, generation)
+        os.unlink(path)
+        return True
 
 
 # --- one venue alone -------------------------------------------------------------------------------------------------

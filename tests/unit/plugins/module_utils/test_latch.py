@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -140,3 +145,48 @@ def test_venues(path: Path) -> None:
 def test_a_venue_is_a_name(path: Path, name: str) -> None:
     with pytest.raises(_latch.LatchError):
         _latch.fasten_venue(str(path), name, "down", "r1", 1.0)
+
+
+# --- side by side ----------------------------------------------------------------------------------------------------
+
+
+def halts(path: Path, count: int) -> list[subprocess.Popen[str]]:
+    """Processes that fasten a new latch each, at the same moment."""
+    program = "import sys, time; from ansible_collections.titan.disaster_recovery.plugins.module_utils import _latch\n"
+    program += "sys.stdin.read(); print(_latch.fasten(sys.argv[1], 'why', 'run', time.time(), anew=True)[0]['generation'])"
+    command = [sys.executable, "-c", program, str(path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(count)]
+
+
+def test_halts_at_the_same_moment_all_count(path: Path) -> None:
+    running = halts(path, 8)
+    for process in running:
+        assert process.stdin
+        process.stdin.close()
+    told = sorted(int(process.stdout.read()) for process in running if process.stdout)
+    assert told == list(range(1, 9)) and [process.wait(10) for process in running] == [0] * 8
+    assert json.loads(path.read_text())["generation"] == 8 and {item.name for item in path.parent.iterdir()} == {"halt", "halt.generation"}
+
+
+@pytest.fixture
+def frozen(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Somebody was stopped in the middle of a change."""
+    monkeypatch.setattr(_latch, "PATIENCE", 0.2)
+    fasten(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    yield
+    os.close(folder)
+
+
+def test_a_halt_does_not_wait_for_one_that_is_frozen(path: Path, frozen: None) -> None:
+    latch, fresh = _latch.fasten(str(path), "why", "run", 1000.0, anew=True)
+    assert fresh and latch["generation"] == 2 == json.loads(path.read_text())["generation"]
+
+
+def test_what_allows_more_is_refused_meanwhile(path: Path, frozen: None) -> None:
+    for change in (lambda: _latch.loosen(str(path), 1, "observe"), lambda: _latch.release(str(path), 1)):
+        with pytest.raises(_latch.LatchError, match="another process"):
+            change()
+    assert _latch.read(str(path)) == {"generation": 1, "reason": "why", "run_id": "run", "since": 1000.0}
