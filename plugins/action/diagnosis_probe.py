@@ -23,7 +23,7 @@ def stores(args: Mapping[str, Any]) -> dict[str, Any]:
     good, bad = _stores.read_all(args["stores"], args["environment_id"], 5)
     if not good:
         return {"points": [], "silent": bad, "error": "no store can be read"}
-    plan, notes, _locked = _stores.plan(good, args["environment_id"], args["identity"])
+    plan, notes, _locked = _stores.plan(good, args["environment_id"], args["identity"], args["needs"])
     points = []
     for candidate in plan["redis"]:
         details = candidate["details"]

@@ -203,7 +203,12 @@ class CallbackModule(CallbackBase):
     def _hosts(self, playbook: Any) -> set[str]:
         """The servers of this recovery; what cannot be told has no earlier runs."""
         try:
-            return {host.get_name() for play in playbook.get_plays() for host in play.get_variable_manager()._inventory.get_hosts(play.hosts)}
+            found = set()
+            for play in playbook.get_plays():
+                manager = play.get_variable_manager()
+                pattern = Templar(loader=manager._loader, variables=manager.extra_vars).template(play.hosts)
+                found |= {host.get_name() for host in manager._inventory.get_hosts(pattern)}
+            return found
         except Exception:
             return set()
 

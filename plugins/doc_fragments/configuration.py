@@ -31,6 +31,10 @@ options:
         type: list
         elements: dict
         required: true
+      server:
+        description: The name of this server, where the components are on several. Those of others are left alone.
+        type: str
+        default: ""
       venues:
         description: The exchanges, with their addresses and the files that hold their keys.
         type: list
@@ -53,7 +57,7 @@ options:
         elements: str
         default: []
       redis:
-        description: The Redis server, with C(config), C(data_dir), C(unit) and C(user).
+        description: The Redis server, with C(config), C(data_dir), C(unit) and C(user); on another server C(host).
         type: dict
         required: true
       redis_password:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 # A kind other than pm2 is known by its listening port alone.
 KINDS = ("pm2", "redis", "port")
 PM2_STATES = ("online", "stopped", "launching", "stopping", "errored", "one-launch-status", "waiting restart")
-_KEYS = ("name", "kind", "app", "depends_on", "port", "health", "config", "config_digest", "pm2_status", "required", "start_timeout")
+_KEYS = ("name", "kind", "server", "app", "depends_on", "port", "health", "config", "config_digest", "pm2_status", "required", "start_timeout")
 _HEALTH_KEYS = ("path", "status", "expect")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 
 
 class ComponentError(ValueError):
@@ -35,6 +37,15 @@ class Component:
     config: str = ""
     # dotted path in the health body, to the SHA-256 of the file that was loaded
     config_digest: str = ""
+    # host name of the server it is on, where there are several
+    server: str = ""
+    # on another server than this one: it is waited for, never touched
+    remote: bool = False
+
+    @property
+    def address(self) -> str:
+        """Where it is asked from here."""
+        return self.server if self.remote else "127.0.0.1"
 
     @property
     def is_job(self) -> bool:
@@ -47,7 +58,7 @@ class Component:
             return None
         return {
             "name": self.name,
-            "url": f"http://127.0.0.1:{self.port}{self.health['path']}",
+            "url": f"http://{self.address}:{self.port}{self.health['path']}",
             "status": list(self.health.get("status") or [200]),
             "expect": dict(self.health.get("expect") or {}),
         }
@@ -98,8 +109,8 @@ def _health(where: str, value: object, port: int | None) -> dict[str, Any] | Non
     return {"path": path, "status": list(status), "expect": dict(expect)}
 
 
-def parse_component(raw: object, index: int = 0) -> Component:
-    """Check one component as the inventory writes it."""
+def parse_component(raw: object, index: int = 0, server: str = "") -> Component:
+    """Check one component as the inventory writes it; `server` is the name of this server."""
     where = f"component number {index + 1}"
     if not isinstance(raw, Mapping):
         raise ComponentError(f"{where}: must be a dictionary, not {raw!r}")
@@ -113,6 +124,9 @@ def parse_component(raw: object, index: int = 0) -> Component:
     kind = raw.get("kind")
     if kind not in KINDS:
         raise ComponentError(f"{where}: kind: must be one of {', '.join(KINDS)}, not {kind!r}")
+    place = _text(where, "server", raw.get("server"))
+    if place and not _HOST.fullmatch(place):
+        raise ComponentError(f"{where}: server: must be a host name, not {place!r}")
     port = raw.get("port")
     if port is not None and not (_is_int(port) and 0 < port < 65536):
         raise ComponentError(f"{where}: port: must be null or a number from 1 to 65535, not {port!r}")
@@ -143,30 +157,37 @@ def parse_component(raw: object, index: int = 0) -> Component:
         start_timeout=float(start_timeout),
         config=_text(where, "config", raw.get("config")),
         config_digest=_text(where, "config_digest", raw.get("config_digest")),
+        server=place,
+        remote=bool(place) and place != server,
     )
 
 
-def parse_components(raw: object) -> list[Component]:
-    """Check the whole list: names, applications and ports are unique, dependencies are known."""
+def parse_components(raw: object, server: str = "") -> list[Component]:
+    """Check the whole list: names are unique, applications and ports on each server, dependencies are known. `server` is the name of this one."""
     if not isinstance(raw, (list, tuple)) or not raw:
         raise ComponentError("components: the list is empty; an empty list would make every check pass")
-    components = [parse_component(item, index) for index, item in enumerate(raw)]
+    components = [parse_component(item, index, server) for index, item in enumerate(raw)]
     for key, values in (
-        ("name", [(c.name, c.name) for c in components]),
-        ("app", [(c.name, c.app) for c in components if c.kind == "pm2"]),
-        ("port", [(c.name, c.port) for c in components if c.port is not None]),
+        ("name", [(c.name, "", c.name) for c in components]),
+        ("app", [(c.name, c.server if c.remote else "", c.app) for c in components if c.kind == "pm2"]),
+        ("port", [(c.name, c.server if c.remote else "", c.port) for c in components if c.port is not None]),
     ):
         seen: dict[Any, str] = {}
-        for name, value in values:
-            if value in seen:
-                raise ComponentError(f"component {name}: {key}: {value} is already used by component {seen[value]}")
-            seen[value] = name
+        for name, place, value in values:
+            if (place, value) in seen:
+                raise ComponentError(f"component {name}: {key}: {value} is already used by component {seen[place, value]}")
+            seen[place, value] = name
     known = {component.name for component in components}
     for component in components:
         for dependency in component.depends_on:
             if dependency not in known:
                 raise ComponentError(f"component {component.name}: depends_on: {dependency} is not a component")
     return components
+
+
+def here(components: Iterable[Component]) -> list[Component]:
+    """Those that are on this server."""
+    return [component for component in components if not component.remote]
 
 
 def start_levels(components: Iterable[Component]) -> list[list[Component]]:

@@ -15,7 +15,7 @@ import typing as t
 from urllib.parse import urlsplit
 
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _config_json, _config_schema, _redis_conf
-from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import Component, parse_components
+from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import Component, here, parse_components
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._config_json import DRIFT, FATAL, MEANING, step
 
 # A number may become so many times greater or smaller without anybody being asked.
@@ -88,6 +88,7 @@ class Settings:
 
     environment_id: str
     paths: tuple[str, ...]
+    # of this server
     components: tuple[Component, ...]
     venues: tuple[dict[str, t.Any], ...]
     schemas: dict[str, t.Any]
@@ -98,6 +99,13 @@ class Settings:
     ecosystem: str
     history: str
     repository: str
+    # of all servers: a file may name the port of another one's
+    known: tuple[Component, ...] = ()
+
+    @property
+    def redis_config(self) -> str:
+        """Empty where Redis is on another server."""
+        return "" if self.redis.get("host") else str(self.redis["config"])
 
     @property
     def private(self) -> frozenset[str]:
@@ -110,7 +118,7 @@ class Settings:
     def required(self) -> set[str]:
         """Files that must be there, whatever a revision says."""
         named = {component.config for component in self.components if component.config} | self.private
-        named |= {str(self.redis["config"]), self.ecosystem, *(path for path in self.paths if path.endswith(".service"))}
+        named |= {self.redis_config, self.ecosystem, *(path for path in self.paths if path.endswith(".service"))}
         return {path for path in named if path and any(path == root or path.startswith(root.rstrip("/") + "/") for root in self.paths)}
 
 
@@ -147,10 +155,11 @@ def parse_settings(raw: t.Mapping[str, t.Any]) -> Settings:
             _config_schema.check_schema(schema)
         except _config_schema.SchemaError as exc:
             raise ConfigError(f"the schema of {path}: {exc}") from exc
+    components = parse_components(raw["components"], raw.get("server", ""))
     return Settings(
         environment_id=raw["environment_id"],
         paths=tuple(raw["paths"]),
-        components=tuple(parse_components(raw["components"])),
+        components=tuple(here(components)),
         venues=tuple(raw["venues"]),
         schemas=dict(raw["schemas"]),
         rules=tuple(rules),
@@ -160,6 +169,7 @@ def parse_settings(raw: t.Mapping[str, t.Any]) -> Settings:
         ecosystem=raw["ecosystem"],
         history=raw["history"],
         repository=raw["repository"],
+        known=tuple(components),
     )
 
 
@@ -167,7 +177,7 @@ def parse_settings(raw: t.Mapping[str, t.Any]) -> Settings:
 
 
 def kind_of(path: str, settings: Settings) -> str:
-    if path == settings.redis["config"]:
+    if path == settings.redis_config:
         return "redis"
     if path == settings.ecosystem:
         return "script"
@@ -426,7 +436,7 @@ def _port(path: str, pointer: str, settings: Settings) -> int | None:
     if above == "":
         return own.port if own else None
     name = above.rpartition("/")[2]
-    return next((component.port for component in settings.components if name in (component.name, component.kind) and name != "pm2"), None)
+    return next((component.port for component in settings.known if name in (component.name, component.kind) and name != "pm2"), None)
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:

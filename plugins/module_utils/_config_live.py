@@ -299,7 +299,7 @@ def stale(running: t.Mapping[str, Running], tree: t.Mapping[str, Entry], setting
     found = {}
     for component in settings.components:
         seen = running.get(component.name)
-        path = str(settings.redis["config"]) if component.kind == "redis" else component.config
+        path = settings.redis_config if component.kind == "redis" else component.config
         entry = tree.get(path)
         if seen is None or not seen.pid or entry is None or entry.error:
             continue
@@ -316,7 +316,7 @@ def loaded_gate(running: t.Mapping[str, Running], tree: t.Mapping[str, Entry], s
     bad, unknown, good = list(old.values()), [], 0
     for component in settings.components:
         seen = running.get(component.name)
-        path = str(settings.redis["config"]) if component.kind == "redis" else component.config
+        path = settings.redis_config if component.kind == "redis" else component.config
         if seen is None or component.name in old:
             continue
         if not seen.pid:

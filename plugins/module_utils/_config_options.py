@@ -14,6 +14,7 @@ CONFIGURATION: dict[str, t.Any] = {
         "environment_id": {"type": "str", "required": True},
         "paths": {"type": "list", "elements": "path", "required": True},
         "components": {"type": "list", "elements": "dict", "required": True},
+        "server": {"type": "str", "default": ""},
         "venues": {"type": "list", "elements": "dict", "default": []},
         "schemas": {"type": "dict", "default": {}},
         "rules": {"type": "list", "elements": "dict", "default": []},

@@ -27,6 +27,8 @@ from ansible_collections.titan.disaster_recovery.plugins.module_utils._venue imp
 NEVER, ON_ESCALATION, ALWAYS = POLICIES = ("never", "on_escalation", "always")
 # An order that was on its way when the services confirmed the halt.
 GRACE = 0.3
+# Nobody listens when a connection was refused twice, so far apart at least.
+REFUSED_FOR = 0.2
 # An exchange that is there answers within this; it must not cost more when it is not.
 FIRST_ANSWER = 2.0
 
@@ -178,6 +180,41 @@ def told(confirm: t.Mapping[str, t.Any], timeout: float, opener: _probe.Opener =
     return dict(found) if isinstance(found, dict) else {}
 
 
+class _NobodyListens(Exception):
+    """Asking goes on until the time is over; this ends it."""
+
+
+def asked(
+    call: t.Mapping[str, t.Any],
+    timeout: float,
+    opener: _probe.Opener = _probe.http_open,
+    clock: t.Callable[[], float] = time.monotonic,
+    sleep: t.Callable[[float], None] = time.sleep,
+) -> _probe.Verdict:
+    """The halt call. Services that do not run cannot halt themselves: two refusals end it."""
+    since: float | None = None
+
+    def once(request: _probe.Request) -> _probe.Response:
+        nonlocal since
+        try:
+            answer = opener(request)
+        except _probe.Refused as exc:
+            since = clock() if since is None else since
+            if clock() - since >= REFUSED_FOR:
+                raise _NobodyListens(f"nobody listens at {_probe.shown_url(request.url)}: {exc}") from None
+            raise
+        except _probe.NoAnswer:
+            since = None
+            raise
+        since = None
+        return answer
+
+    try:
+        return _probe.call(call, timeout, once, clock, sleep)
+    except _NobodyListens as exc:
+        return _probe.Verdict(str(call.get("name") or "halt"), UNKNOWN, str(exc))
+
+
 # --- the services ---------------------------------------------------------------------------------------------------------
 
 
@@ -230,7 +267,7 @@ def stop(unit: str, user: str, timeout: float, for_good: bool) -> list[int]:
 class Means:
     """What the ladder works with. The times are limits of one rung each."""
 
-    ask: t.Callable[[], _probe.Verdict]
+    ask: t.Callable[[], _probe.Verdict] | None  # None where the services of this server have no halt of their own
     stop: t.Callable[[], list[int]]
     processes: t.Callable[[], list[int]]
     venues: Venues
@@ -273,10 +310,10 @@ class Ladder:
             self._rung("processes", PASS, f"no process of user {user}")
             return self._quiet(fenced)
         # behind a fence nobody could see that a service goes on
-        if not fenced and self._app() == PASS:
+        if not fenced and means.ask and self._app(means.ask) == PASS:
             return self._quiet(fenced)
         left = self._stop(fenced)
-        escalated = any(rung["verdict"] != PASS for rung in self.rungs)
+        escalated = not means.ask or any(rung["verdict"] != PASS for rung in self.rungs)
         if not escalated:
             # they halted and only had to be stopped because a restart would make them forget it
             return self._quiet(fenced)
@@ -297,8 +334,8 @@ class Ladder:
             self._cancel(self.means.venues.mark(self.params["venue_timeout"]))
         return PASS
 
-    def _app(self) -> str:
-        said = self.means.ask()
+    def _app(self, ask: t.Callable[[], _probe.Verdict]) -> str:
+        said = ask()
         if said.verdict != PASS:
             return self._rung("app", FAIL, f"the services did not confirm ({said.evidence})")
         if not self.params["latch_honoured"]:
@@ -317,7 +354,8 @@ class Ladder:
     def _stop(self, fenced: bool) -> list[int]:
         left = self.means.stop()
         why = "a fence of an earlier halt stands; " if fenced else ""
-        why += "the services would forget it at a restart; " if not fenced and all(rung["verdict"] == PASS for rung in self.rungs) else ""
+        why += "the services would forget it at a restart; " if not fenced and self.rungs and all(rung["verdict"] == PASS for rung in self.rungs) else ""
+        why += "the services of this server have no halt of their own; " if not self.means.ask else ""
         evidence = f"{why}unit {self.params['unit']} stopped, {len(left)} processes of {self.params['user']} left"
         self._rung("stop", FAIL if left else PASS, evidence)
         return left
@@ -374,12 +412,17 @@ class Ladder:
             self.notes.append(str(exc))
 
 
+def trades(call: t.Mapping[str, t.Any], exchanges: Specs) -> bool:
+    """Whether trading is on this server, so that it can say something of it: it has a halt or exchanges."""
+    return bool(call or exchanges)
+
+
 def ladder(params: t.Mapping[str, t.Any], call: t.Mapping[str, t.Any], latch: str, nft: str | None) -> Ladder:
-    """The ladder of this server."""
+    """The ladder of this server; without a call it begins with the stop of the services."""
     uid, honoured = uid_of(params["user"]), params["latch_honoured"]
 
     def ask() -> _probe.Verdict:
-        return _probe.call(call, params["app_timeout"])
+        return asked(call, params["app_timeout"])
 
     def ended() -> list[int]:
         if not honoured and _fence.hold_down(params["unit"], latch, nft):
@@ -390,4 +433,4 @@ def ladder(params: t.Mapping[str, t.Any], call: t.Mapping[str, t.Any], latch: st
         return processes_of(params["user"])
 
     fence = _fence.Fence(uid, nft, params["fence_timeout"]) if uid is not None else None
-    return Ladder(Means(ask, ended, processes, Venues(params["exchanges"]), fence), params)
+    return Ladder(Means(ask if call else None, ended, processes, Venues(params["exchanges"]), fence), params)

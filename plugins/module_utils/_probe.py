@@ -30,6 +30,10 @@ class NoAnswer(Exception):
     """The service gave no usable answer: refused, reset, timed out."""
 
 
+class Refused(NoAnswer):
+    """Nobody listens there."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """One judged check."""
@@ -243,6 +247,8 @@ def http_open(request: Request) -> Response:
     reason = getattr(result, "reason", None) or result
     if isinstance(reason, TimeoutError):
         raise NoAnswer(f"no complete answer within {request.timeout:g} s") from None
+    if isinstance(reason, ConnectionRefusedError):
+        raise Refused(str(reason)) from None
     # The class alone for what is not of the system: such a text may quote the answer.
     raise NoAnswer(str(reason) if isinstance(reason, OSError) else type(reason).__name__) from None
 

@@ -16,9 +16,23 @@ import ssl
 import time
 import typing as t
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils._redis_conf import RedisConf, RedisError, Tls, load_conf, parse_conf
+from ansible_collections.titan.disaster_recovery.plugins.module_utils._redis_conf import RedisConf, RedisError, Tls, conf_of, load_conf, parse_conf
 
-__all__ = ["AuthError", "Redis", "RedisConf", "RedisError", "TlsError", "canary", "check_tls", "connect", "keyspace", "load_conf", "parse_conf", "wait_ready"]
+__all__ = [
+    "AuthError",
+    "Redis",
+    "RedisConf",
+    "RedisError",
+    "TlsError",
+    "canary",
+    "check_tls",
+    "conf_of",
+    "connect",
+    "keyspace",
+    "load_conf",
+    "parse_conf",
+    "wait_ready",
+]
 
 _DENIED = ("NOAUTH", "WRONGPASS", "NOPERM", "ERR AUTH", "ERR invalid password", "ERR Client sent AUTH")
 

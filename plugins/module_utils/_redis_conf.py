@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import typing as t
 
 _WORD = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)'|([^\s"']+))(?=\s|$)""")
 _ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|(.))")
@@ -223,3 +224,19 @@ def load_conf(path: str, username: str = "", password: str = "") -> RedisConf:
     if username:
         found = users.get(username, "")
     return dataclasses.replace(conf, username=username, password=password or found, users=users)
+
+
+def conf_of(redis: t.Mapping[str, t.Any], password: str = "") -> RedisConf:
+    """The Redis that the inventory describes: by its configuration, or on another server, where that cannot be read, by `host` and `port`."""
+    username = str(redis.get("username") or "")
+    if not redis.get("host"):
+        if not redis.get("config"):
+            raise RedisError("the inventory names neither the configuration of Redis nor, if it is on another server, its host")
+        return load_conf(redis["config"], username, password)
+    try:
+        port = int(redis.get("port") or 6379)
+    except (TypeError, ValueError):
+        port = 0
+    if not 0 < port < 65536:
+        raise RedisError(f"the port of Redis on {redis['host']} is {redis['port']!r}, not a number from 1 to 65535")
+    return dataclasses.replace(parse_conf(""), port=port, bind=(str(redis["host"]),), username=username, password=password)

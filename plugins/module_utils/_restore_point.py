@@ -19,6 +19,8 @@ import typing as t
 
 FORMAT = 1
 KINDS = ("bootstrap", "bundle", "config", "app", "redis")
+# What a server of several may have none of. Whether it has is for whoever reads the manifest to know.
+OPTIONAL = ("app", "redis")
 _ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{4,16}")
 _KEY = re.compile(r"(points/[0-9A-Za-z-]+|objects)/[0-9A-Za-z._-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -39,8 +41,8 @@ def canonical_digest(manifest: dict[str, t.Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def parse(text: str | bytes) -> dict[str, t.Any]:
-    """Read and check a manifest. Each complaint names the path in it."""
+def parse(text: str | bytes, needs: t.Container[str] = OPTIONAL) -> dict[str, t.Any]:
+    """Read and check a manifest that must have, of what is optional, what it `needs`. Each complaint names the path in it."""
     try:
         manifest = json.loads(text)
     except ValueError as exc:
@@ -49,17 +51,21 @@ def parse(text: str | bytes) -> dict[str, t.Any]:
         raise ManifestError("not a JSON object")
     if manifest.get("format") != FORMAT:
         raise ManifestError(f"format is {manifest.get('format')!r}, this release reads {FORMAT}")
-    _require(manifest, "", {"id": str, "environment_id": str, "taken_at": (int, float), "objects": dict, "redis": dict, "server": dict, "seal": str})
+    _require(manifest, "", {"id": str, "environment_id": str, "taken_at": (int, float), "objects": dict, "server": dict, "seal": str})
     if not _ID.fullmatch(manifest["id"]):
         raise ManifestError(f"id {manifest['id']!r} is not a restore point id")
     for kind in KINDS:
         entry = manifest["objects"].get(kind)
+        if kind in OPTIONAL and kind not in needs and kind not in manifest["objects"]:
+            continue
         if not isinstance(entry, dict):
             raise ManifestError(f"objects.{kind} is missing")
         _require(entry, f"objects.{kind}.", {"key": str, "size": int, "sha256": str, "sealed": bool})
         if not _KEY.fullmatch(entry["key"]) or not _SHA256.fullmatch(entry["sha256"]):
             raise ManifestError(f"objects.{kind}: key or sha256 is malformed")
-    require_redis(manifest["redis"])
+    if "redis" in manifest["objects"]:
+        _require(manifest, "", {"redis": dict})
+        require_redis(manifest["redis"])
     return manifest
 
 

@@ -35,18 +35,26 @@ class ResumeError(Exception):
 # --- the gates ----------------------------------------------------------------------------------------------------------
 
 
-def judge(gates: t.Sequence[t.Mapping[str, t.Any]], now: float, reason: str = "") -> list[str]:
-    """Names of the gates that `reason` overrules; ResumeError with everything that is wrong."""
+def judge(gates: t.Sequence[t.Mapping[str, t.Any]], now: float, reason: str = "", hosts: t.Iterable[str] = (), reconciled: bool = True) -> list[str]:
+    """Names of the gates that `reason` overrules; ResumeError with everything that is wrong. Each of `hosts` must have been validated.
+
+    Without `reconciled`, where trading goes on already, no gate of the reconciliation has to be there.
+    """
     reason = reason.strip()
     if reason and len(reason) < SHORTEST_REASON:
         raise ResumeError(f"a forced resume needs a reason of at least {SHORTEST_REASON} characters, this one has {len(reason)}")
     if not gates:
         raise ResumeError("no gate was reported, so nothing proves that trading may go on")
-    wrong = [] if any(gate.get("of") == RECONCILE for gate in gates) else ["nothing was reconciled with the exchanges"]
+    wrong = [] if not reconciled or any(gate.get("of") == RECONCILE for gate in gates) else ["nothing was reconciled with the exchanges"]
     wrong += [] if any(gate.get("of") != RECONCILE for gate in gates) else ["nothing was validated"]
+    validated = {gate.get("host") for gate in gates if gate.get("of") != RECONCILE}
+    wrong += [f"nothing was validated on {host}" for host in hosts if host not in validated]
+    several = len({gate.get("host") for gate in gates}) > 1
     forced = []
     for gate in gates:
         name, verdict, at = str(gate.get("name") or "a gate without a name"), gate.get("verdict"), gate.get("at")
+        # on several servers the same gates
+        name += f" of {gate['host']}" if several and gate.get("host") else ""
         if isinstance(at, bool) or not isinstance(at, (int, float)):
             wrong.append(f"{name} does not say when it was looked at")
         elif now - at > MAX_AGE:

@@ -8,6 +8,7 @@ import os
 import pwd
 import re
 import signal
+import socket
 import stat
 import subprocess
 import tempfile
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import Component, start_levels
+from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import Component, here, start_levels
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._pm2 import (
     Finding,
     Pm2Error,
@@ -29,7 +30,7 @@ from ansible_collections.titan.disaster_recovery.plugins.module_utils._pm2 impor
     is_stray,
     strays,
 )
-from ansible_collections.titan.disaster_recovery.plugins.module_utils._probe import FAIL, PASS, Verdict, call
+from ansible_collections.titan.disaster_recovery.plugins.module_utils._probe import FAIL, PASS, Verdict, call, probe
 
 _POLL = 0.1
 # So many restarts right after a start are a crash loop; the rest of the start timeout is not spent on it.
@@ -38,6 +39,9 @@ _TERM_AFTER, _KILL_AFTER, _GIVE_UP_AFTER = 0.5, 3.0, 5.0
 FENCE_TABLE = "titan_dr_fence"
 # A service that is up already is given this long to halt.
 _HALT_WITHIN = 15.0
+_DAEMON_WITHIN = 20.0
+# What another server may take for its PM2 daemon and for looking around, besides the start timeouts of its components.
+_ELSEWHERE = _DAEMON_WITHIN + 10.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -60,6 +64,15 @@ def run_command(argv: Sequence[str], stdin: str, timeout: float) -> tuple[int, s
     except OSError:
         return 127, ""
     return done.returncode, done.stdout
+
+
+def connect(address: str, port: int, timeout: float) -> str:
+    """Return why nobody takes a connection there, or nothing."""
+    try:
+        socket.create_connection((address, port), timeout).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 class Running(Protocol):
@@ -273,10 +286,16 @@ class Starter:
         caller: Callable[[Mapping[str, Any], float], Verdict] = call,
         signaller: Callable[[Process, int, Callable[[int], Process | None]], None] = send_signal,
         systemd: Callable[[], bool] = lambda: os.path.isdir("/run/systemd/system"),
+        connector: Callable[[str, int, float], str] = connect,
     ) -> None:
-        self.levels = start_levels(components)
-        self.components = list(components)
-        self.pm2 = [component for component in components if component.kind == "pm2"]
+        self.known = list(components)
+        levels = start_levels(self.known)
+        self.within: dict[str, float] = {}
+        for component in (component for level in levels for component in level):
+            self.within[component.name] = component.start_timeout + max((self.within[name] for name in component.depends_on), default=0.0)
+        self.levels = [here(level) for level in levels]
+        self.components = here(self.known)
+        self.pm2 = [component for component in self.components if component.kind == "pm2"]
         self.settings = settings
         self.watcher = watcher
         self.cli = cli
@@ -285,6 +304,7 @@ class Starter:
         self.caller = caller
         self.signaller = signaller
         self.systemd = systemd
+        self.connector = connector
         self.outcome = Outcome()
         self.set_aside: list[str] = []
         self.halting: Component | None = None
@@ -321,6 +341,9 @@ class Starter:
     def run(self, check: bool = False) -> Outcome:
         """Start what has to be started."""
         settings, outcome = self.settings, self.outcome
+        for component in self._elsewhere(self.pm2):
+            if component.port is None or component.is_job:
+                raise StartError(f"{component.name} on {component.server} listens on nothing that could be waited for from here")
         if not settings.latch_honoured:
             if not settings.halt_call:
                 raise StartError("the services do not honour the latch: halt_call is needed to halt them right after their start")
@@ -364,6 +387,9 @@ class Starter:
                     self._wait_for_port(component)
             members = [component for component in level if component in wanted]
             if members:
+                # Only what these need, and not before: another server may be waiting for what was started here so far.
+                for component in self._elsewhere(members):
+                    self._wait_for_server(component)
                 self._start_level(members, daemon)
         if self.halting and self.outcome.fence == "up":
             raise StartError(f"the halt was not confirmed: {self.outcome.halt.evidence if self.outcome.halt else 'no answer'}; the fence stays up")
@@ -381,6 +407,31 @@ class Starter:
             self.watcher.sleep(_POLL)
         pids = ", ".join(map(str, sorted(owners[component.port]))) or "that cannot be seen"
         self.outcome.findings[component.name] = Finding(component.name, PASS, f"port {component.port} is listened on by process {pids}")
+
+    def _elsewhere(self, members: Sequence[Component]) -> list[Component]:
+        """What these depend on that is on other servers."""
+        needed = {name for component in members for name in component.depends_on}
+        return [component for component in self.known if component.remote and component.name in needed]
+
+    def _wait_for_server(self, component: Component) -> None:
+        """Gate on a component of another server, which is started there meanwhile."""
+        watcher = self.watcher
+        within = self.within[component.name] + _ELSEWHERE
+        limit = min(self.settings.end, watcher.clock() + within)
+        spec, port = component.probe_spec(), component.port or 0
+        while True:
+            if spec:
+                answer = (watcher.prober or probe)(spec, watcher.timeout)
+                up, evidence = answer.verdict == PASS, answer.evidence
+            else:
+                why = self.connector(component.address, port, watcher.timeout)
+                up, evidence = not why, f"{component.address}:{port}: {why or 'takes connections'}"
+            if up or watcher.clock() >= limit:
+                break
+            watcher.sleep(_POLL)
+        self.outcome.findings[component.name] = Finding(component.name, PASS if up else FAIL, f"on {component.server}: {evidence}")
+        if not up:
+            raise StartError(f"{component.name} on {component.server} is not up within {within:g} s: {evidence}; what depends on it was not started")
 
     def _start_daemon(self) -> Process:
         settings = self.settings
@@ -411,7 +462,7 @@ class Starter:
             self.outcome.notes.append(f"the PM2 daemon was started in the transient unit {what}; a reboot starts nothing")
         else:
             raise StartError("there is no PM2 daemon, no unit was given and this host has no systemd; a daemon started here would end with this session")
-        limit = min(settings.end, self.watcher.clock() + 20.0)
+        limit = min(settings.end, self.watcher.clock() + _DAEMON_WITHIN)
         while True:
             try:
                 daemon = find_daemon(settings.home, self.watcher.uid, self.watcher.proc)
@@ -563,7 +614,7 @@ class Starter:
         if component.required:
             fence = "; the fence stays up" if self.outcome.fence == "up" else ""
             raise StartError(f"{component.name} did not start: {evidence}; what depends on it was not started{fence}")
-        dependents = [other.name for other in self.components if component.name in other.depends_on and other.required]
+        dependents = [other.name for other in self.known if component.name in other.depends_on and other.required]
         if dependents:
             raise StartError(f"{component.name} did not start: {evidence}; {', '.join(dependents)} depends on it")
         ids = [str(app.pm_id) for app in sample.apps if app.name == component.app]

@@ -49,13 +49,16 @@ class Stopper(Starter):
 
     def run(self, check: bool = False) -> Outcome:
         outcome = self.outcome
-        wanted = users_of("redis", self.components) if self.only is None else with_dependents(self.only, self.components)
+        wanted = users_of("redis", self.known) if self.only is None else with_dependents(self.only, self.known)
         if not wanted:
             if self.only is not None:
                 return outcome
             raise StartError("no component uses Redis; the inventory's depends_on says so")
-        daemon, sample = self._ask()
         members = [component for component in self.pm2 if component.name in wanted]
+        if not members:
+            outcome.notes.append(f"none of {', '.join(sorted(wanted))} is on this server")
+            return outcome
+        daemon, sample = self._ask()
         there = [component for component in members if any(app.name == component.app for app in sample.apps) or strays(component, sample)]
         outcome.changed = bool(there)
         if check:

@@ -140,10 +140,12 @@ def open_seal(manifest: dict[str, t.Any], identity: str) -> None:
 Plan = dict[str, list[dict[str, t.Any]]]
 
 
-def plan(manifests: dict[str, Manifests], environment_id: str, identity: str) -> tuple[Plan, list[str], list[str]]:
+def plan(
+    manifests: dict[str, Manifests], environment_id: str, identity: str, needs: t.Container[str] = _restore_point.OPTIONAL
+) -> tuple[Plan, list[str], list[str]]:
     """Candidates by kind of object, newest restore point first; notes on what was rejected; reasons that were the key's fault.
 
-    Stores keep the order in which they were given.
+    Stores keep the order in which they were given. A restore point that lacks what this server `needs` is rejected.
     """
     usable: dict[str, dict[str, t.Any]] = {}
     stores: dict[str, list[str]] = {}
@@ -152,7 +154,7 @@ def plan(manifests: dict[str, Manifests], environment_id: str, identity: str) ->
         for point_id, raw in found.items():
             label = f"restore point {point_id} in {store}"
             try:
-                manifest = _restore_point.parse(raw)
+                manifest = _restore_point.parse(raw, needs)
             except _restore_point.ManifestError as exc:
                 notes.append(f"{label} rejected: {exc}")
                 continue
@@ -173,6 +175,8 @@ def plan(manifests: dict[str, Manifests], environment_id: str, identity: str) ->
     candidates: dict[str, list[dict[str, t.Any]]] = {kind: [] for kind in _restore_point.KINDS}
     for manifest in order:
         for kind in _restore_point.KINDS:
+            if kind not in manifest["objects"]:
+                continue
             entry = manifest["objects"][kind]
             candidates[kind].append(
                 {

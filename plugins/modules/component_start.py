@@ -20,6 +20,8 @@ description:
   - PM2's saved list is not used to start anything. It is put aside when the daemon has to be started,
     and written anew at the end, so that a reboot brings back what runs then.
   - Components of another kind than V(pm2) are not started, but what depends on them waits until their port is listened on.
+  - Components of other servers are not started either. What depends on one of them waits until it answers there, by its health or, without one, by its port.
+    It is given as long as it and what it depends on may take to start.
   - Cycles and unknown names among the dependencies are refused before anything is started.
 extends_documentation_fragment:
   - titan.disaster_recovery.attributes
@@ -52,12 +54,16 @@ options:
     required: true
   components:
     description:
-      - All components of the host, those that PM2 does not run included.
-      - Each has the keys C(name), C(kind), C(app), C(depends_on), C(port), C(health), C(pm2_status), C(required) and C(start_timeout).
+      - All components, those that PM2 does not run included.
+      - Each has the keys C(name), C(kind), C(server), C(app), C(depends_on), C(port), C(health), C(pm2_status), C(required) and C(start_timeout).
       - An optional component that does not become healthy within its C(start_timeout) is deleted from PM2 again and noted.
     type: list
     elements: dict
     required: true
+  server:
+    description: The name of this server, where the components are on several. Only its own are started.
+    type: str
+    default: ""
   deadline:
     description:
       - The moment in epoch seconds at which everything has to be up.
@@ -117,6 +123,7 @@ EXAMPLES = r"""
     user: "{{ titan_user }}"
     ecosystem: "{{ titan_ecosystem }}"
     components: "{{ titan_components }}"
+    server: "{{ titan_server }}"
     latch: "{{ titan_latch }}"
     latch_honoured: "{{ titan_latch_honoured }}"
     halt_call: "{{ titan_halt_call }}"
@@ -212,7 +219,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _lease
-from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import ComponentError, parse_components
+from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import ComponentError, here, parse_components
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._pm2 import Pm2Error, Watcher
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._probe import ProbeSpecError, check_call
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._start import (
@@ -233,6 +240,7 @@ def argument_spec() -> Mapping[str, Any]:
         "user": {"type": "str", "required": True},
         "ecosystem": {"type": "path", "required": True},
         "components": {"type": "list", "elements": "dict", "required": True},
+        "server": {"type": "str", "default": ""},
         "deadline": {"type": "float"},
         "timeout": {"type": "float"},
         "settle": {"type": "float", "default": 3},
@@ -253,9 +261,9 @@ class NotThereYet(ValueError):
 def prepare(module: AnsibleModule) -> Starter:
     """Check the parameters and put the starter together. Raises ValueError with what is wrong."""
     params = module.params
-    components = parse_components(params["components"])
-    if not any(component.kind == "pm2" for component in components):
-        raise ValueError("components: none is of kind pm2; there would be nothing to start")
+    components = parse_components(params["components"], params["server"])
+    if not any(component.kind == "pm2" for component in here(components)):
+        raise ValueError("components: none of this server is of kind pm2; there would be nothing to start")
     if params["require_latch"] and not params["latch"]:
         raise ValueError("latch: is needed, unless require_latch is false")
     if params["halt_call"]:
@@ -302,7 +310,8 @@ def main() -> None:
     except NotThereYet as error:
         if not module.check_mode:
             module.fail_json(msg=str(error))
-        names = [component["name"] for component in module.params["components"] if component["kind"] == "pm2"]
+        components = here(parse_components(module.params["components"], module.params["server"]))
+        names = [component.name for component in components if component.kind == "pm2"]
         note = f"would start {', '.join(names)} ({error})"
         module.exit_json(changed=True, components=[], fence="none", notes=[note], saved=False, started=[], titan_dr={"notes": [note]})
     except (ComponentError, ProbeSpecError, ValueError) as error:

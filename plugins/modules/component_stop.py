@@ -42,10 +42,14 @@ options:
     type: str
     required: true
   components:
-    description: All components of the host, as M(titan.disaster_recovery.component_start) takes them.
+    description: All components, as M(titan.disaster_recovery.component_start) takes them.
     type: list
     elements: dict
     required: true
+  server:
+    description: The name of this server, where the components are on several. Only its own are stopped.
+    type: str
+    default: ""
   only:
     description: Names of components. They are stopped, and what depends on them; of an empty list nothing. Without it what uses Redis is stopped.
     type: list
@@ -70,6 +74,7 @@ EXAMPLES = r"""
     pm2_prefix: "{{ titan_pm2_prefix }}"
     user: "{{ titan_user }}"
     components: "{{ titan_components }}"
+    server: "{{ titan_server }}"
     unit: pm2-titan.service
     timeout: 30
 """
@@ -112,7 +117,7 @@ from ansible_collections.titan.disaster_recovery.plugins.module_utils._stop impo
 
 def prepare(params: dict[str, t.Any]) -> Stopper:
     """Raises ValueError with what is wrong."""
-    components = parse_components(params["components"])
+    components = parse_components(params["components"], params["server"])
     try:
         account = pwd.getpwnam(params["user"])
     except KeyError:
@@ -155,6 +160,7 @@ def main() -> t.NoReturn:
             "pm2_prefix": {"type": "path", "required": True},
             "user": {"type": "str", "required": True},
             "components": {"type": "list", "elements": "dict", "required": True},
+            "server": {"type": "str", "default": ""},
             "only": {"type": "list", "elements": "str"},
             "timeout": {"type": "float", "required": True},
             "probe_timeout": {"type": "float", "default": 3},

@@ -146,8 +146,11 @@ def all_parts(params: Found) -> dict[str, t.Callable[[], t.Any]]:
         return parts
     for number, spec in enumerate(params["probes"]):
         parts[f"probe {number}"] = functools.partial(asked, spec, timeout)
-    parts |= redis_parts(params)
-    folders = [params["redis"]["data_dir"], "/", *params["paths"].values(), os.path.dirname(params["latch"])]
+    folders = ["/", *params["paths"].values(), os.path.dirname(params["latch"])]
+    # on another server it is looked at there
+    if not params["redis"].get("host"):
+        parts |= redis_parts(params)
+        folders.insert(0, params["redis"]["data_dir"])
     parts |= {
         "disks": functools.partial(_diagnosis.disks, folders),
         "memory": _diagnosis.memory,

@@ -12,6 +12,7 @@ version_added: "0.1.0"
 author: [Titan DR maintainers (@titan-dr)]
 description:
   - With O(source=bundle) the packages and the PM2 tree come out of the restore point's bundle.
+  - The bundle of a server without services may hold no PM2 tree. Where O(services) says that there are some, it is refused.
   - With O(source=kept) they come out of what an earlier call left on this server, nothing is fetched, and PM2 is left alone.
   - With O(source=registry), on a healthy day, the packages are downloaded by apt into the same place and installed from there in the same way,
     so that what a backup packs later is what was installed.
@@ -42,6 +43,10 @@ options:
     description: Where the PM2 tree belongs.
     type: path
     required: true
+  services:
+    description: Whether services are on this server, so that it needs PM2.
+    type: bool
+    default: true
   timeout:
     description: Seconds for all of it.
     type: float
@@ -158,11 +163,11 @@ def unpack(params: dict[str, t.Any], deadline: float) -> tuple[str, list[str]]:
         shutil.rmtree(stage, ignore_errors=True)
         os.makedirs(stage, mode=0o700)
         _fetch.fetch(candidate["object"], source, params["identity"], [_fetch.tool("tar"), "--extract", "--directory", stage], deadline)
-        if not os.path.isdir(os.path.join(stage, "debs")) or not os.path.isdir(os.path.join(stage, "pm2")):
+        if not os.path.isdir(os.path.join(stage, "debs")) or (params["services"] and not os.path.isdir(os.path.join(stage, "pm2"))):
             raise _fetch.FetchError("the bundle holds no debs and no pm2")
 
     candidate, *dummy, rejected = _fetch.first_good(params["candidates"], attempt)
-    if not os.path.exists(params["pm2_prefix"]):
+    if not os.path.exists(params["pm2_prefix"]) and os.path.isdir(os.path.join(stage, "pm2")):
         os.makedirs(os.path.dirname(params["pm2_prefix"]), exist_ok=True)
         shutil.move(os.path.join(stage, "pm2"), params["pm2_prefix"])
     shutil.rmtree(BUNDLE_DIR, ignore_errors=True)
@@ -196,6 +201,7 @@ def main() -> t.NoReturn:
             "first": {"type": "list", "elements": "str", "default": []},
             "base_packages": {"type": "list", "elements": "str", "default": []},
             "pm2_prefix": {"type": "path", "required": True},
+            "services": {"type": "bool", "default": True},
             "candidates": _fetch.CANDIDATES,
             "identity": _fetch.IDENTITY,
             "timeout": {"type": "float", "required": True},
@@ -206,7 +212,7 @@ def main() -> t.NoReturn:
     deadline = time.time() + params["timeout"]
     present = status()
     lacking = [name for name in params["packages"] if not _debian.is_installed(present, name)]
-    pm2_lacking = params["source"] == "bundle" and not os.path.exists(params["pm2_prefix"])
+    pm2_lacking = params["source"] == "bundle" and params["services"] and not os.path.exists(params["pm2_prefix"])
     if not lacking and not pm2_lacking and os.path.exists(REDIS_MARKER):
         module.exit_json(changed=False, installed=[])
     if module.check_mode:

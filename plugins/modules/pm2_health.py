@@ -43,12 +43,16 @@ options:
     required: true
   components:
     description:
-      - The expected components. Only those of kind V(pm2) are considered.
+      - The expected components. Only those of kind V(pm2) on this server are considered.
       - A list without any PM2 component is refused, because nothing could fail.
-      - Each has the keys C(name), C(kind), C(app), C(depends_on), C(port), C(health), C(pm2_status), C(required) and C(start_timeout).
+      - Each has the keys C(name), C(kind), C(server), C(app), C(depends_on), C(port), C(health), C(pm2_status), C(required) and C(start_timeout).
     type: list
     elements: dict
     required: true
+  server:
+    description: The name of this server, where the components are on several.
+    type: str
+    default: ""
   window:
     description:
       - Seconds over which no application may restart.
@@ -83,6 +87,7 @@ EXAMPLES = r"""
     pm2_prefix: "{{ titan_pm2_prefix }}"
     user: "{{ titan_user }}"
     components: "{{ titan_components }}"
+    server: "{{ titan_server }}"
     window: 10
   register: __validate_pm2
   failed_when: __validate_pm2 is failed or __validate_pm2.verdict != 'pass'
@@ -159,7 +164,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import Component, ComponentError, parse_components
+from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import Component, ComponentError, here, parse_components
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._pm2 import Finding, Pm2Error, Watcher, overall
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._probe import FAIL, probe
 
@@ -191,6 +196,7 @@ def argument_spec() -> Mapping[str, Any]:
         "pm2_prefix": {"type": "path"},
         "user": {"type": "str", "required": True},
         "components": {"type": "list", "elements": "dict", "required": True},
+        "server": {"type": "str", "default": ""},
         "window": {"type": "float", "default": 10},
         "min_uptime": {"type": "float", "default": 0},
         "timeout": {"type": "float", "default": 5},
@@ -203,14 +209,14 @@ def main() -> None:
     module = AnsibleModule(argument_spec=dict(argument_spec()), supports_check_mode=True)
     params = module.params
     try:
-        components = [component for component in parse_components(params["components"]) if component.kind == "pm2"]
+        components = [component for component in here(parse_components(params["components"], params["server"])) if component.kind == "pm2"]
         uid = pwd.getpwnam(params["user"]).pw_uid
     except ComponentError as error:
         module.fail_json(msg=str(error))
     except KeyError:
         module.fail_json(msg=f"user: there is no user {params['user']} on this host")
     if not components:
-        module.fail_json(msg="components: none is of kind pm2; an empty list would make every check pass")
+        module.fail_json(msg="components: none of this server is of kind pm2; an empty list would make every check pass")
     if params["window"] < 0 or params["min_uptime"] < 0 or params["timeout"] <= 0:
         module.fail_json(msg="window and min_uptime must not be negative, and timeout must be above 0")
     command = os.path.join(params["pm2_prefix"], "node_modules/pm2/bin/pm2") if params["pm2_prefix"] else None

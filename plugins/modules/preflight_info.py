@@ -21,22 +21,28 @@ options:
     type: str
     required: true
   restore_point:
-    description: The preferred candidate for the Redis data, as M(titan.disaster_recovery.restore_point_info) gives it. Tells what is needed.
+    description:
+      - The preferred candidate for the Redis data, as M(titan.disaster_recovery.restore_point_info) gives it. Tells what is needed.
+      - For a server without Redis that for the configuration.
     type: dict
     required: true
   redis_data_dir:
-    description: Where the Redis data will lie.
+    description: Where the Redis data will lie. Without it Redis is on another server, and nothing of it is looked at here.
     type: path
-    required: true
   ports:
     description: TCP ports the components will listen on.
     type: list
     elements: int
     default: []
   controller_time:
-    description: The controller's clock in seconds since the epoch.
+    description: The controller's clock in seconds since the epoch, read before this module started.
     type: float
     required: true
+  server_time:
+    description:
+      - The server's clock in seconds since the epoch, read before O(controller_time).
+        With both the time that a busy controller takes to get here is not taken for a clock that is ahead.
+    type: float
   clock_tolerance:
     description: Seconds that the clocks may differ.
     type: float
@@ -50,7 +56,7 @@ options:
     type: bool
     default: false
   redis_config:
-    description: The configuration file of Redis. Needed with O(in_place).
+    description: The configuration file of Redis. Needed with O(in_place) and O(redis_data_dir).
     type: path
   redis_username:
     description: ACL user to ask Redis as; empty for the default user.
@@ -73,8 +79,11 @@ options:
     type: bool
     default: false
   trading_probe:
-    description: The probe that passes when trading is on. Needed with O(in_place).
+    description:
+      - The probe that passes when trading is on. Without it nobody here can tell, as on a server that does not trade itself, and a Redis that answers
+        needs O(confirmed).
     type: dict
+    default: {}
   run_id:
     description: This run. Needed with O(in_place). What this very run has recovered already is not refused.
     type: str
@@ -106,7 +115,7 @@ RETURN = r"""
 redis_state:
   description:
     - With O(in_place) what Redis is. V(healthy) when it serves and says so, V(sick) when it does not or holds far less than the restore point, V(unknown)
-      when it turns the credentials down. What a healthy Redis has on its disk is no candidate for a restore without a point in time.
+      when it turns the credentials down, empty without Redis. What a healthy Redis has on its disk is no candidate for a restore without a point in time.
   type: str
   returned: always
 recovered:
@@ -176,12 +185,13 @@ class Preflight:
 
     def resources(self) -> None:
         details = self.params["restore_point"]["details"]
-        need = details["size"] * DISK_FACTOR + (DISK_REST_IN_PLACE if self.params["in_place"] else DISK_REST)
-        place = self.params["redis_data_dir"]
+        wanted = self.params["redis_data_dir"]
+        need = (details["size"] * DISK_FACTOR if wanted else 0) + (DISK_REST_IN_PLACE if self.params["in_place"] else DISK_REST)
+        wanted = place = wanted or "/"
         while not os.path.isdir(place):
             place = os.path.dirname(place)
         free = shutil.disk_usage(place).free
-        self.gate("disk", free >= need, f"{free >> 20} MiB free for {self.params['redis_data_dir']}, {need >> 20} MiB needed")
+        self.gate("disk", free >= need, f"{free >> 20} MiB free for {wanted}, {need >> 20} MiB needed")
         with open("/proc/meminfo", encoding="ascii") as handle:
             available = int(re.search(r"MemAvailable:\s+(\d+)", handle.read()).group(1)) << 10  # type: ignore[union-attr]
         # The scratch Redis is gone before the live one starts. In place an old one may live beside it, but its memory is not available anyway.
@@ -189,7 +199,9 @@ class Preflight:
         self.gate("memory", available >= need, f"{available >> 20} MiB available, {need >> 20} MiB needed")
 
     def clock(self) -> None:
-        skew = abs(time.time() - self.params["controller_time"])
+        told, before = self.params["controller_time"], self.params["server_time"]
+        # what was read later cannot be less, if the clocks agree
+        skew = max(0.0, told - time.time(), (time.time() if before is None else before) - told)
         self.gate("clock", skew <= self.params["clock_tolerance"], f"{skew:.1f} s from the controller's clock, {self.params['clock_tolerance']} s allowed")
 
     def ours(self) -> dict[str, t.Any]:
@@ -201,14 +213,14 @@ class Preflight:
             return read_json(os.path.join(_fetch.STATE_DIR, "recovered.json")) if good else {}
         foreign = []
         data_dir = self.params["redis_data_dir"]
-        if os.path.isdir(data_dir) and os.listdir(data_dir):
+        if data_dir and os.path.isdir(data_dir) and os.listdir(data_dir):
             foreign.append(f"{data_dir} holds {', '.join(sorted(os.listdir(data_dir))[:3])}")
         foreign += [f"port {port} is in use" for port in self.params["ports"] if port_in_use(port)]
         self.gate("blank_or_ours", not foreign, "; ".join(foreign) or "no Redis data, no component's port in use")
         return {}
 
     def titan(self) -> dict[str, t.Any]:
-        """The server is the Titan that the inventory describes, and restoring its Redis would not make things worse."""
+        """The server is the Titan that the inventory describes, and restoring the Redis that it has would not make things worse."""
         environment, run_id = self.params["environment_id"], self.params["run_id"]
         record = os.path.join(_fetch.STATE_DIR, "owner.json")
         owner = read_json(record)
@@ -218,7 +230,7 @@ class Preflight:
             # a server that was built by hand was never claimed
             unread = os.path.exists(record)
             self.gate("environment", None if unread else True, f"{record} cannot be read" if unread else "claimed by no environment")
-        conf = self.redis_conf()
+        conf = self.redis_conf() if self.params["redis_data_dir"] else None
         recovered = read_json(os.path.join(_fetch.STATE_DIR, "recovered.json"))
         if (recovered.get("environment_id"), recovered.get("run_id")) == (environment, run_id):
             self.notes.append("this run has recovered this server already")
@@ -281,12 +293,14 @@ class Preflight:
             self.notes.append(f"why Redis is not healthy: {self.why(conf)}")
             self.gate("newer_data", True, f"Redis is not healthy: {'; '.join(sick)}; {since}")
             return
-        trading = _probe.probe(self.params["trading_probe"], PATIENCE)
-        on = trading.verdict == _probe.PASS
-        evidence = f"{said}, trading is {'on' if on else 'not on'}; {since}, all that is newer would be thrown away"
+        told = bool(self.params["trading_probe"])
+        on = _probe.probe(self.params["trading_probe"], PATIENCE).verdict == _probe.PASS if told else True
+        trading = ("trading is on" if on else "trading is not on") if told else "whether trading is on cannot be asked from here"
+        evidence = f"{said}, {trading}; {since}, all that is newer would be thrown away"
         self.notes.append(f"{evidence}; the data as it is now is kept beside the restored")
         if on and not self.params["confirmed"]:
-            self.gate("newer_data", False if sick is not None else None, f"{evidence}. If that is what you want, set database_corruption_confirm to true")
+            good = False if told and sick is not None else None
+            self.gate("newer_data", good, f"{evidence}. If that is what you want, set database_corruption_confirm to true")
         else:
             self.gate("newer_data", True, evidence)
 
@@ -370,9 +384,10 @@ def main() -> t.NoReturn:
         argument_spec={
             "environment_id": {"type": "str", "required": True},
             "restore_point": {"type": "dict", "required": True},
-            "redis_data_dir": {"type": "path", "required": True},
+            "redis_data_dir": {"type": "path"},
             "ports": {"type": "list", "elements": "int", "default": []},
             "controller_time": {"type": "float", "required": True},
+            "server_time": {"type": "float"},
             "clock_tolerance": {"type": "float", "default": 5},
             "in_place": {"type": "bool", "default": False},
             "confirmed": {"type": "bool", "default": False},
@@ -382,13 +397,15 @@ def main() -> t.NoReturn:
             "redis_unit": {"type": "str", "default": "redis-server"},
             "redis_user": {"type": "str", "default": "redis"},
             "replicas_consent": {"type": "bool", "default": False},
-            "trading_probe": {"type": "dict"},
+            "trading_probe": {"type": "dict", "default": {}},
             "run_id": {"type": "str"},
             "require_no_registry": {"type": "bool", "default": False},
         },
-        required_if=[("in_place", True, ("redis_config", "trading_probe", "run_id"))],
+        required_if=[("in_place", True, ("run_id",))],
         supports_check_mode=True,
     )
+    if module.params["in_place"] and module.params["redis_data_dir"] and not module.params["redis_config"]:
+        module.fail_json(msg="redis_config: is needed where Redis is restored in place")
     preflight = Preflight(module.params)
     preflight.rights()
     preflight.resources()

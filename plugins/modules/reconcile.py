@@ -37,7 +37,8 @@ options:
     type: dict
     required: true
   redis:
-    description: The server that holds the book, with C(config), and C(username) for a user other than the default one.
+    description:
+      - The server that holds the book, with C(config), or on another server with C(host) and C(port), and C(username) for a user other than the default one.
     type: dict
     required: true
   redis_password:
@@ -431,7 +432,7 @@ def table(rows: list[dict[str, str]], gates: list[dict[str, t.Any]]) -> str:
 def settle(module: AnsibleModule, params: dict[str, t.Any]) -> t.NoReturn:
     try:
         keys, policy = _book.Keys.parse(params["book"]), policy_from(params)
-        conf = _redis.load_conf(params["redis"]["config"], params["redis"].get("username", ""), params["redis_password"])
+        conf = _redis.conf_of(params["redis"], params["redis_password"])
         with contextlib.closing(_book.Connection.open(conf, params["call_timeout"])) as client:
             canary = _redis.canary(client, params["canary"]["key"], params["canary"]["db"])
             book = _book.read(client, keys, policy.own)

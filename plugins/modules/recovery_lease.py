@@ -102,6 +102,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+looked_at:
+  description: The server's clock at that moment, in seconds since the epoch.
+  type: float
+  returned: success
 lease:
   description: The lease that is held, or would be with epoch 0. Empty when there is none.
   type: dict
@@ -300,6 +304,7 @@ def main() -> t.NoReturn:
     try:
         result = work(module.params, module.check_mode)
         result["titan_dr"].update(deadline)
+        result["looked_at"] = time.time()
     except Refused as exc:
         lease = _lease.read()
         holder = {"epoch": lease.epoch, "owner": lease.owner} if lease and lease.state == _lease.HELD else {}

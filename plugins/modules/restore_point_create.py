@@ -33,7 +33,9 @@ options:
     elements: str
     required: true
   redis:
-    description: The server, with C(config) and C(data_dir), and C(username) for a user other than the default one.
+    description:
+      - The server, with C(config) and C(data_dir), and C(username) for a user other than the default one.
+      - With none, or with C(host), the name of another server that it is on, the restore point has no Redis data.
     type: dict
     required: true
   redis_password:
@@ -61,6 +63,10 @@ options:
     description: The link to the live release.
     type: path
     required: true
+  services:
+    description: Whether services are on this server. If not, the restore point has the release and PM2 only where they are there all the same.
+    type: bool
+    default: true
   pm2_prefix:
     description: The PM2 tree.
     type: path
@@ -263,7 +269,7 @@ def modules(client: _redis.Redis, conf: _redis.RedisConf) -> list[str] | None:
 
 def redis(packer: Packer, params: dict[str, t.Any]) -> tuple[float, dict[str, t.Any]]:
     """Save, load in scratch, pack; returns when it was taken and the manifest's redis section."""
-    conf = _redis.load_conf(params["redis"]["config"], params["redis"].get("username", ""), params["redis_password"])
+    conf = _redis.conf_of(params["redis"], params["redis_password"])
     client = _redis.connect(conf)
     version = client.info("server")["redis_version"]
     taken_at = save_redis(client, packer.deadline, conf.command("BGSAVE"))
@@ -326,14 +332,16 @@ def bundle(packer: Packer, params: dict[str, t.Any]) -> None:
     names = sorted(name for name in os.listdir(DEBS_DIR) if name.endswith(".deb")) if os.path.isdir(DEBS_DIR) else []
     if not names:
         raise BackupError(f"{DEBS_DIR} holds no packages: run the role dependencies on this server first")
-    with open(os.path.join(params["pm2_prefix"], "node_modules/pm2/package.json"), encoding="utf-8") as handle:
-        pm2 = json.load(handle)["version"]
+    pm2 = "none"
+    if params["services"] or os.path.exists(params["pm2_prefix"]):
+        with open(os.path.join(params["pm2_prefix"], "node_modules/pm2/package.json"), encoding="utf-8") as handle:
+            pm2 = json.load(handle)["version"]
     sizes = [f"{name} {os.path.getsize(os.path.join(DEBS_DIR, name))}" for name in names]
     mark = hashlib.sha256("\n".join([f"pm2 {pm2}", *sizes]).encode()).hexdigest()[:12]
     key = f"objects/bundle-{mark}.tar.age"
     if not packer.known("bundle", key):
         parent, base = os.path.split(params["pm2_prefix"])
-        roots = [(os.path.dirname(DEBS_DIR), ["debs"]), (parent, [base])]
+        roots = [(os.path.dirname(DEBS_DIR), ["debs"]), *([] if pm2 == "none" else [(parent, [base])])]
         flags = ("--anchored", "--exclude=debs/partial", "--exclude=debs/lock", f"--transform=s,^{base},pm2,S")
         packer.tar("bundle", key, roots, [packer.age()], {"packages": len(names), "pm2": pm2}, *flags)
     tools = [shutil.which(name, path="/usr/bin:/usr/local/bin") for name in BOOTSTRAP_TOOLS]
@@ -348,6 +356,8 @@ def bundle(packer: Packer, params: dict[str, t.Any]) -> None:
 
 
 def application(packer: Packer, params: dict[str, t.Any]) -> None:
+    if not params["services"] and not os.path.lexists(params["current"]):
+        return
     release = os.path.realpath(params["current"])
     if not os.path.isdir(release):
         raise BackupError(f"{params['current']} names no release")
@@ -370,18 +380,21 @@ def create(params: dict[str, t.Any], timings: dict[str, float]) -> tuple[dict[st
     point_id = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     packer = Packer(params, point_id, time.time() + params["timeout"])
     try:
-        started = time.monotonic()
-        taken_at, section = redis(packer, params)
-        timings["redis"] = round(time.monotonic() - started, 2)
+        taken_at, section = time.time(), None
+        if params["redis"] and not params["redis"].get("host"):
+            started = time.monotonic()
+            taken_at, section = redis(packer, params)
+            timings["redis"] = round(time.monotonic() - started, 2)
         started = time.monotonic()
         commit = commit_config(packer, params, point_id)
         roots = [("/", [path.lstrip("/") for path in [*params["config_paths"], params["config_history"]]])]
         commands = [[_fetch.tool("zstd"), "-3", "--stdout", "--quiet"], packer.age()]
-        packer.tar("config", f"{packer.point}/config.tar.zst.age", roots, commands, {"commit": commit})
+        server = {**_debian.system(), "host": os.uname().nodename}
+        # of the details of this object too: it is in every restore point, and what is recovered onto is compared with it
+        packer.tar("config", f"{packer.point}/config.tar.zst.age", roots, commands, {"commit": commit, "server": server})
         application(packer, params)
         bundle(packer, params)
         timings["files"] = round(time.monotonic() - started, 2)
-        server = {**_debian.system(), "host": os.uname().nodename}
         versions = {name: fields["Version"] for name, fields in _installed().items() if name in ("redis-server", "nodejs", "age", "zstd")}
         manifest: dict[str, t.Any] = {
             "format": _restore_point.FORMAT,
@@ -391,10 +404,12 @@ def create(params: dict[str, t.Any], timings: dict[str, float]) -> tuple[dict[st
             "server": server,
             "versions": versions,
             "objects": packer.objects,
-            "redis": {**section, "server": server},
+            **({"redis": {**section, "server": server}} if section else {}),
         }
         manifest["seal"] = seal(packer, manifest)
-        _restore_point.parse(json.dumps(manifest))  # a recovery will read it by the same rules
+        # a recovery will read it by the same rules
+        needs = {kind for kind, here in (("app", params["services"]), ("redis", section)) if here}
+        _restore_point.parse(json.dumps(manifest), needs)
         key = f"{packer.point}/manifest.json"
         with open(packer.path(key), "w", encoding="utf-8") as handle:
             json.dump(manifest, handle, indent=1, sort_keys=True)
@@ -426,6 +441,7 @@ def main() -> t.NoReturn:
             "config_paths": {"type": "list", "elements": "path", "required": True},
             "config_history": {"type": "path", "required": True},
             "current": {"type": "path", "required": True},
+            "services": {"type": "bool", "default": True},
             "pm2_prefix": {"type": "path", "required": True},
             "timeout": {"type": "float", "default": 600},
         },

@@ -87,6 +87,14 @@ options:
       - A time that cannot be read, that is in the future or before every restore point is refused, with what there is.
     type: str
     default: ""
+  needs:
+    description:
+      - What a restore point must have beside the configuration and the offline bundle. One that lacks it is left out.
+      - A server of several may have no Redis, or no release of services.
+    type: list
+    elements: str
+    choices: [app, redis]
+    default: [app, redis]
 requirements: [boto3, pyrage]
 extends_documentation_fragment:
   - titan.disaster_recovery.attributes
@@ -111,7 +119,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 plan:
-  description: Candidates by kind of object (V(bootstrap), V(bundle), V(config), V(app), V(redis)), the newest restore point first.
+  description: Candidates by kind of object (V(bootstrap), V(bundle), V(config), V(app), V(redis)), the newest restore point first. A kind may have none.
   type: dict
   returned: success
 restore_to:
@@ -130,7 +138,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _stores
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _restore_point, _stores
 
 STORE: dict[str, t.Any] = {
     "name": {"type": "str", "required": True},
@@ -186,6 +194,7 @@ def main() -> t.NoReturn:
             "identity": {"type": "str", "required": True, "no_log": True},
             "at_most": {"type": "int", "default": 5},
             "restore_to": {"type": "str", "default": ""},
+            "needs": {"type": "list", "elements": "str", "choices": ["app", "redis"], "default": list(_restore_point.OPTIONAL)},
         },
         supports_check_mode=True,
     )
@@ -203,24 +212,26 @@ def main() -> t.NoReturn:
     silent = [f"store {name} does not answer: {reason}" for name, reason in bad.items()]
     if not good:
         refuse(f"No store can be read: {'; '.join(silent)}", silent)
-    plan, notes, locked = _stores.plan(good, params["environment_id"], params["identity"])
+    plan, notes, locked = _stores.plan(good, params["environment_id"], params["identity"], params["needs"])
     notes += silent
+    # what every restore point of this server has, and what it is for
+    kind = "redis" if "redis" in params["needs"] else "config"
     if until is not None:
         # what a second later holds may be in it
-        plan["redis"] = [candidate for candidate in plan["redis"] if candidate["taken_at"] + 1 <= until]
-        if not plan["redis"]:
+        plan[kind] = [candidate for candidate in plan[kind] if candidate["taken_at"] + 1 <= until]
+        if not plan[kind]:
             every = _stores.read_all(params["stores"], params["environment_id"], params["at_most"])[0]
-            there = _stores.plan(every, params["environment_id"], params["identity"])
-            times = sorted(candidate["taken_at"] for candidate in there[0]["redis"])
+            there = _stores.plan(every, params["environment_id"], params["identity"], params["needs"])
+            times = sorted(candidate["taken_at"] for candidate in there[0][kind])
             listed = f"the newest {len(times)} are from {shown(times[0])} to {shown(times[-1])}" if times else "there is none at all"
             refuse(f"There is no usable restore point from before {shown(until)}: {listed}", notes)
-    if not plan["redis"]:
+    if not plan[kind]:
         if locked:
             refuse(f"titan_age_identity opens no restore point: {locked[0]}", notes)
         reasons = "; ".join(notes) or "they are empty"
         refuse(f"There is no usable restore point of environment {params['environment_id']} in {', '.join(good)}: {reasons}", notes)
-    newest = plan["redis"][0]
-    evidence = f"{len(plan['redis'])} usable, newest {newest['id']} of {shown(newest['taken_at'])} in {', '.join(newest['stores'])}; its seal opens"
+    newest = plan[kind][0]
+    evidence = f"{len(plan[kind])} usable, newest {newest['id']} of {shown(newest['taken_at'])} in {', '.join(newest['stores'])}; its seal opens"
     if until is not None:
         evidence = f"before {shown(until)}: {evidence}"
     module.exit_json(

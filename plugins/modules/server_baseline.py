@@ -13,6 +13,7 @@ author: [Titan DR maintainers (@titan-dr)]
 description:
   - Creates the service user, the directories, drop-in files for sysctl and limits, and the state directory of the recovery.
   - Unpacks the bootstrap of the restore point (age and zstd), so that sealed objects can be opened before any package is installed.
+  - Writes where the other servers are, in a block of its own in C(/etc/hosts). Elsewhere in it these names are taken away, as they may be of servers that died.
   - Writes the owner record that makes this server ours for later runs.
 options:
   environment_id:
@@ -42,6 +43,10 @@ options:
     default: {}
   limits:
     description: Limits of the user by item (C(nofile), C(nproc)), kept in a drop-in file.
+    type: dict
+    default: {}
+  hosts:
+    description: The address of each server by its name. Empty leaves C(/etc/hosts) as it is.
     type: dict
     default: {}
   timeout:
@@ -86,9 +91,11 @@ titan_dr:
 """
 
 import grp
+import ipaddress
 import json
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import time
@@ -101,6 +108,35 @@ from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fe
 OWNER = os.path.join(_fetch.STATE_DIR, "owner.json")
 SYSCTL = "/etc/sysctl.d/90-titan.conf"
 LIMITS = "/etc/security/limits.d/90-titan.conf"
+HOSTS = "/etc/hosts"
+BLOCK = ("# BEGIN servers of Titan, managed by titan.disaster_recovery", "# END servers of Titan")
+
+
+def with_servers(text: str, servers: t.Mapping[str, t.Any]) -> str:
+    """The hosts file with these servers in its block, the first in it. Another address of theirs would be as good as the right one to a resolver."""
+    lines = []
+    ours = False
+    for line in text.splitlines():
+        if line == BLOCK[0]:
+            ours = True
+        elif ours:
+            ours = line != BLOCK[1]
+        else:
+            words, comment = line.partition("#")[0].split(), line.partition("#")[1:]
+            if not set(words[1:]) & set(servers):
+                lines.append(line)
+            elif set(words[1:]) - set(servers):
+                lines.append(" ".join(word for word in words if word not in servers) + "".join(("  ", *comment)).rstrip())
+    block = [BLOCK[0], *(f"{address} {name}" for name, address in sorted(servers.items())), BLOCK[1]]
+    return "\n".join([*block, *lines]) + "\n"
+
+
+def check_servers(servers: t.Mapping[str, t.Any]) -> None:
+    """ValueError for what is no name or no address."""
+    for name, address in servers.items():
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", name):
+            raise ValueError(f"hosts: {name!r} is not the name of a server")
+        ipaddress.ip_address(address)
 
 
 class Baseline:
@@ -193,7 +229,18 @@ class Baseline:
             if not self.dry:
                 os.makedirs(os.path.dirname(LIMITS), exist_ok=True)
             self.content(LIMITS, "".join(f"{params['user']} - {item} {value}\n" for item, value in sorted(params["limits"].items())))
+        if params["hosts"]:
+            check_servers(params["hosts"])
+            self.content(HOSTS, with_servers(read(HOSTS), params["hosts"]))
         self.bootstrap()
+
+
+def read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as handle:
+            return handle.read()
+    except FileNotFoundError:
+        return ""
 
 
 def main() -> t.NoReturn:
@@ -206,6 +253,7 @@ def main() -> t.NoReturn:
             "directories": {"type": "list", "elements": "path", "default": []},
             "sysctl": {"type": "dict", "default": {}},
             "limits": {"type": "dict", "default": {}},
+            "hosts": {"type": "dict", "default": {}},
             "candidates": _fetch.CANDIDATES,
             "identity": _fetch.IDENTITY,
             "timeout": {"type": "float", "required": True},
@@ -216,7 +264,7 @@ def main() -> t.NoReturn:
     with _lease.command(module, "server_baseline"):
         try:
             baseline.all()
-        except (_fetch.FetchError, OSError, subprocess.CalledProcessError) as exc:
+        except (_fetch.FetchError, OSError, ValueError, subprocess.CalledProcessError) as exc:
             module.fail_json(msg=f"The server cannot be prepared: {exc}", titan_dr={"gates": [{"name": "baseline", "verdict": "fail", "evidence": str(exc)}]})
         notes = baseline.notes + ([f"would make: {', '.join(baseline.actions)}"] if module.check_mode and baseline.actions else [])
         module.exit_json(changed=bool(baseline.actions), actions=baseline.actions, titan_dr={"notes": notes})

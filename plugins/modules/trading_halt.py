@@ -20,6 +20,7 @@ description:
     loopback. It stands after a reboot too. Orders that appear even then come from another host, and the halt fails.
   - Services that do not look at the latch are stopped in any case, because they would forget a halt at their next restart. Their unit is disabled and a drop-in
     keeps it from starting while the latch is fastened, but behind a fence.
+  - Services that nobody can reach, because a connection is refused twice, are not asked any longer.
   - Where no process of the user runs there is nothing to ask, and a fence of an earlier halt is taken down.
   - A halt that cannot be proven fails.
 options:
@@ -36,7 +37,9 @@ options:
     type: str
     required: true
   call:
-    description: The halt call of the services with C(url), C(method), C(body) and C(confirm).
+    description:
+      - The halt call of the services with C(url), C(method), C(body) and C(confirm).
+      - With none the services of this server have no halt of their own, such as those of a server that does not trade itself. They are stopped.
     type: dict
     required: true
   anew:
@@ -119,6 +122,9 @@ from ansible_collections.titan.disaster_recovery.plugins.module_utils import _ha
 
 def halt_venues(params: dict[str, t.Any]) -> tuple[dict[str, str], bool]:
     """Halt single exchanges; the gate, and whether any of it is new."""
+    name = f"halted:{','.join(sorted(params['venues']))}"
+    if not params["call"]:
+        return {"name": name, "verdict": _probe.UNKNOWN, "evidence": "without a halt call nobody tells which exchanges are halted"}, False
     fresh = [_latch.fasten_venue(params["latch"], name, params["reason"], params["run_id"], time.time()) for name in params["venues"]]
     end = time.monotonic() + params["app_timeout"]
     while True:
@@ -135,7 +141,7 @@ def halt_venues(params: dict[str, t.Any]) -> tuple[dict[str, str], bool]:
         # the exchange that is halted is as a rule the one that cannot be asked
         verdict = _probe.FAIL if seen == _probe.FAIL else verdict
         evidence += f"; {said}" if said else ""
-    return {"name": f"halted:{','.join(sorted(params['venues']))}", "verdict": verdict, "evidence": evidence}, any(fresh)
+    return {"name": name, "verdict": verdict, "evidence": evidence}, any(fresh)
 
 
 def main() -> t.NoReturn:
@@ -160,7 +166,8 @@ def main() -> t.NoReturn:
     rows: dict[str, t.Any] = {}
     with _lease.command(module, "trading_halt", halts=True):
         try:
-            _probe.check_call(params["call"], "call")
+            if params["call"]:
+                _probe.check_call(params["call"], "call")
             if params["venues"]:
                 gate, fresh = halt_venues(params)
                 if gate["verdict"] == _probe.PASS:
@@ -175,7 +182,8 @@ def main() -> t.NoReturn:
         if gate["verdict"] != _probe.PASS:
             module.fail_json(msg=f"Trading could not be halted: {gate['evidence']}", titan_dr=rows)
         told = {"generation": latch["generation"], "latched": True, "halted_venues": _latch.venues(params["latch"])}
-        module.exit_json(changed=fresh, **told, titan_dr={**rows, "trading": "halted"})
+        trading = {"trading": "halted"} if _halt.trades(params["call"], params["exchanges"]) else {}
+        module.exit_json(changed=fresh, **told, titan_dr={**rows, **trading})
 
 
 if __name__ == "__main__":

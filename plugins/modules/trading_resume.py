@@ -16,6 +16,7 @@ description:
     the mode in its body, confirms its effect, and watches. An order in V(observe), one that is not in our book, one that makes a position larger in
     V(reduce_only), a health check that does not pass twice in a row or an exchange that cannot be read halts trading again, with a new generation and by all
     rungs of M(titan.disaster_recovery.trading_halt).
+  - On a server of several that does not trade itself O(call) is empty. There it judges the same gates and takes the latch away, after the resume elsewhere.
   - In the end it records the recovery on the server and closes the lease of the run. After that the run changes nothing more.
   - A run that dies in between leaves a latch that allows what was proven until then and no more. The next one halts first and begins again.
 options:
@@ -36,20 +37,33 @@ options:
     type: str
     required: true
   call:
-    description: The resume call of the services with C(url), C(method), C(body) and C(confirm), which is what confirms the last step.
+    description:
+      - The resume call of the services with C(url), C(method), C(body) and C(confirm), which is what confirms the last step.
+      - With none the services of this server are not what trades. There are no steps, and nothing is said of trading.
     type: dict
     required: true
   halt_call:
-    description: The halt call, made when trading has to be halted again.
+    description: The halt call, made when trading has to be halted again. Needed with O(call).
     type: dict
     required: true
   gates:
     description:
-      - What was checked, each with C(name), C(verdict) and C(at), the moment in seconds since the epoch on this server.
+      - What was checked, each with C(name), C(verdict) and C(at), the moment in seconds since the epoch, and C(host) where several servers were.
       - Those with C(of) set to V(reconcile) may be overruled by O(force_reason).
     type: list
     elements: dict
     required: true
+  hosts:
+    description: Each of these must have gates (C(host)) that are not of the reconciliation, or the resume is refused. All servers of the Titan.
+    type: list
+    elements: str
+    default: []
+  judged_at:
+    description:
+      - With O(call) empty, the C(judged_at) of the resume that went before, on the server that trades. The gates were fresh then, and are that old now as its
+        steps took. Without it nothing is done.
+    type: float
+    default: 0
   force_reason:
     description:
       - Why a person resumes although gates of the reconciliation did not pass. At least 15 characters. It stands in the report and the journal.
@@ -75,12 +89,16 @@ options:
     elements: dict
     default: []
   components:
-    description: The components of the host. The health of those that PM2 runs is watched too.
+    description: The components. The health of those on this server is watched too.
     type: list
     elements: dict
     default: []
+  server:
+    description: Name of this server, as O(components) use it, where they are on several.
+    type: str
+    default: ""
   redis:
-    description: The Redis server with C(config) and C(username), to look for orders in our book.
+    description: The Redis server with C(config) and C(username), or on another server with C(host), C(port) and C(username), to look for orders in our book.
     type: dict
     default: {}
   redis_password:
@@ -129,15 +147,34 @@ EXAMPLES = r"""
     call: "{{ titan_resume_call }}"
     halt_call: "{{ titan_halt_call }}"
     gates: "{{ validate_gates + reconcile_gates }}"
+    hosts: "{{ ansible_play_hosts_all }}"
     stages: "{{ titan_resume_stages }}"
     user: titan
     unit: pm2-titan
     exchanges: "{{ titan_venues }}"
     redis: "{{ titan_redis }}"
     book: "{{ titan_book }}"
+
+- name: On a server that does not trade itself, after that
+  titan.disaster_recovery.trading_resume:
+    latch: /var/lib/titan-dr/halt
+    generation: "{{ halted.generation }}"
+    run_id: 20260101T000000Z-1234
+    environment_id: production-phases
+    call: {}
+    halt_call: {}
+    gates: "{{ all_gates }}"
+    hosts: "{{ ansible_play_hosts_all }}"
+    judged_at: "{{ resumed.judged_at }}"
+    user: titan
+    unit: pm2-titan
 """
 
 RETURN = r"""
+judged_at:
+  description: When the gates were judged, in seconds since the epoch.
+  type: float
+  returned: success
 titan_dr:
   description: Rows for the ledger.
   type: dict
@@ -175,11 +212,19 @@ class Resume:
         self.params, self.nft = params, nft
         self.stages = _resume.stages_of(params["stages"])
         watched = [spec for spec in params["exchanges"] if spec.get("name") not in params["keep_halted"]]
-        components = parse_components(params["components"]) if params["components"] else []
-        probes = [*params["probes"], *(spec for component in components if (spec := component.probe_spec()))]
+        components = parse_components(params["components"], params["server"]) if params["components"] else []
+        probes = [*params["probes"], *(spec for component in components if not component.remote and (spec := component.probe_spec()))]
         self.wires = _resume.Tripwires(_halt.Venues(watched), probes, self.ours, params["venue_timeout"])
         self.timings: dict[str, float] = {}
         self.forced: list[str] = []
+        self.before: _probe.Verdict | None = None
+
+    def goes_on(self) -> bool:
+        """Whether trading was resumed before: no latch is there and the services trade. A run that died right after its resume only has to write that down."""
+        params = self.params
+        if params["call"] and not params["venues"] and _latch.read(params["latch"]) is None:
+            self.before = _probe.probe(params["call"]["confirm"], params["timeout"])
+        return self.before is not None and self.before.verdict == _probe.PASS
 
     def ours(self, ids: t.Iterable[str]) -> set[str]:
         """Those of these orders that are in our book."""
@@ -187,7 +232,7 @@ class Resume:
         if not params["book"].get("order"):
             return ids
         try:
-            client = _redis.connect(_redis.load_conf(params["redis"]["config"], params["redis"].get("username", ""), params["redis_password"]))
+            client = _redis.connect(_redis.conf_of(params["redis"], params["redis_password"]))
             client.call("SELECT", params["book"].get("db", 0))
             found = {name for name in ids if client.call("EXISTS", params["book"]["order"].replace("{id}", name))}
             client.close()
@@ -229,6 +274,19 @@ class Resume:
             rows["trading"] = "halted"
         return rows
 
+    def elsewhere(self) -> dict[str, t.Any]:
+        """Take the latch of a server away that does not trade itself; the gate, and whether anything was changed."""
+        params = self.params
+        if params["venues"]:
+            released = _latch.release_venues(params["latch"], params["venues"])
+            evidence = f"nothing halts {', '.join(params['venues'])} on this server any more"
+        else:
+            released = _latch.release_venues(params["latch"], set(_latch.venues(params["latch"])) - set(params["keep_halted"]))
+            taken = _latch.release(params["latch"], params["generation"])
+            released = [*released, "latch"] if taken else released
+            evidence = f"the latch of generation {params['generation']} was taken away" if taken else "there is no latch on this server"
+        return {"gate": {"name": "resumed", "verdict": "pass", "evidence": evidence}, "changed": bool(released)}
+
     def single(self) -> dict[str, t.Any]:
         """Only exchanges that were halted alone; the gate, and whether anything was changed."""
         params = self.params
@@ -254,11 +312,14 @@ def main() -> t.NoReturn:
             "call": {"type": "dict", "required": True},
             "halt_call": {"type": "dict", "required": True},
             "gates": {"type": "list", "elements": "dict", "required": True},
+            "hosts": {"type": "list", "elements": "str", "default": []},
+            "judged_at": {"type": "float", "default": 0},
             "force_reason": {"type": "str", "default": ""},
             "mode": {"type": "str", "choices": ["auto", "manual"], "default": "auto"},
             "stages": {"type": "list", "elements": "dict", "default": []},
             "probes": {"type": "list", "elements": "dict", "default": []},
             "components": {"type": "list", "elements": "dict", "default": []},
+            "server": {"type": "str", "default": ""},
             "redis": {"type": "dict", "default": {}},
             "redis_password": {"type": "str", "default": "", "no_log": True},
             "book": {"type": "dict", "default": {}},
@@ -274,18 +335,42 @@ def main() -> t.NoReturn:
         module.exit_json(changed=True, titan_dr={"notes": ["would resume trading if every gate passed"]})
     begun = {"generation": params["generation"], **({"force_reason": params["force_reason"]} if params["force_reason"] else {})}
     with _lease.command(module, "trading_resume", begun) as command:
+        now = time.time() if params["call"] else params["judged_at"]
         try:
-            _probe.check_call(params["call"], "call")
-            _probe.check_call(params["halt_call"], "halt_call")
+            if params["call"]:
+                _probe.check_call(params["call"], "call")
+                _probe.check_call(params["halt_call"], "halt_call")
             resume = Resume(params, module.get_bin_path("nft"))
-            resume.forced = _resume.judge(params["gates"], time.time(), params["force_reason"])
-        except (_probe.ProbeSpecError, ComponentError, _resume.ResumeError) as exc:
+            if not params["call"] and not params["judged_at"]:
+                raise _resume.ResumeError("titan_resume_call is empty here, and no server that trades has resumed before this one")
+            resume.forced = _resume.judge(params["gates"], now, params["force_reason"], params["hosts"], reconciled=not resume.goes_on())
+        except (_probe.ProbeSpecError, ComponentError, _resume.ResumeError, OSError) as exc:
             # nothing was done: whether trading is halted is what the halt said
             module.fail_json(msg=f"Trading must not be resumed: {exc}", titan_dr={"gates": [{"name": "resumed", "verdict": "fail", "evidence": str(exc)}]})
-        go(module, command, resume)
+        if params["call"]:
+            go(module, command, resume, now)
+        go_elsewhere(module, command, resume, now)
 
 
-def go(module: AnsibleModule, command: _lease.Command, resume: Resume) -> t.NoReturn:
+def go_elsewhere(module: AnsibleModule, command: _lease.Command, resume: Resume, now: float) -> t.NoReturn:
+    """With every gate passed, where nothing trades."""
+    params = module.params
+    try:
+        if params["mode"] == "manual":
+            found = _latch.read(params["latch"])
+            if found is None:
+                raise _latch.LatchError("there is no halt latch that could wait for a person; halt first")
+            _latch.same(found, params["generation"])
+            gate = {"name": "resumable", "verdict": "pass", "evidence": f"the latch of generation {found['generation']} waits for playbooks/resume.yml"}
+            module.exit_json(changed=True, judged_at=now, titan_dr=resume.rows(gate, notes=record(command, params, trading=AWAITING)))
+        done = resume.elsewhere()
+    except (_latch.LatchError, OSError) as exc:
+        gate = {"name": "resumed", "verdict": "fail", "evidence": str(exc)}
+        module.fail_json(msg=f"The latch was not taken away: {exc}", titan_dr=resume.rows(gate))
+    module.exit_json(changed=done["changed"], judged_at=now, titan_dr=resume.rows(done["gate"], notes=record(command, params)))
+
+
+def go(module: AnsibleModule, command: _lease.Command, resume: Resume, now: float) -> t.NoReturn:
     """With every gate passed."""
     params = module.params
     if params["venues"]:
@@ -293,13 +378,13 @@ def go(module: AnsibleModule, command: _lease.Command, resume: Resume) -> t.NoRe
         if done["gate"]["verdict"] != _probe.PASS:
             rows = resume.halt_again(f"{', '.join(params['venues'])}: {done['gate']['evidence']}")
             module.fail_json(msg=f"The resume was not confirmed: {done['gate']['evidence']}", titan_dr=rows)
-        module.exit_json(changed=done["changed"], titan_dr=resume.rows(done["gate"], trading="resumed", notes=record(command, params)))
+        module.exit_json(changed=done["changed"], judged_at=now, titan_dr=resume.rows(done["gate"], trading="resumed", notes=record(command, params)))
     try:
         found = _latch.read(params["latch"])
         if found is None:
-            before = _probe.probe(params["call"]["confirm"], params["timeout"])
-            if before.verdict == _probe.PASS:
-                module.exit_json(changed=False, titan_dr=resume.rows(before.gate("resumed"), trading="resumed", notes=record(command, params)))
+            if resume.before is not None and resume.before.verdict == _probe.PASS:
+                rows = resume.rows(resume.before.gate("resumed"), trading="resumed", notes=record(command, params))
+                module.exit_json(changed=False, judged_at=now, titan_dr=rows)
             raise _latch.LatchError("there is no halt latch, so nothing bounds what the services may do; halt first")
         _latch.same(found, params["generation"])
     except (_latch.LatchError, OSError) as exc:
@@ -312,7 +397,7 @@ def go(module: AnsibleModule, command: _lease.Command, resume: Resume) -> t.NoRe
         evidence = f"everything passed; the latch of generation {found['generation']} waits for playbooks/resume.yml"
         gate = {"name": "resumable", "verdict": "pass", "evidence": evidence}
         notes = [*record(command, params, trading=AWAITING), "Trading waits for a person: playbooks/resume.yml"]
-        module.exit_json(changed=True, titan_dr=resume.rows(gate, trading=AWAITING, notes=notes))
+        module.exit_json(changed=True, judged_at=now, titan_dr=resume.rows(gate, trading=AWAITING, notes=notes))
     gate = {}
     try:
         for stage in resume.stages:
@@ -321,7 +406,7 @@ def go(module: AnsibleModule, command: _lease.Command, resume: Resume) -> t.NoRe
         # whatever it was: what is not proven to go well is halted
         why = str(exc) if isinstance(exc, (_resume.ResumeError, _latch.LatchError, OSError)) else f"{type(exc).__name__}: {exc}"
         module.fail_json(msg=f"Trading was halted again: {why}", titan_dr=resume.halt_again(why))
-    module.exit_json(changed=True, titan_dr=resume.rows(gate, trading="resumed", notes=record(command, params)))
+    module.exit_json(changed=True, judged_at=now, titan_dr=resume.rows(gate, trading="resumed", notes=record(command, params)))
 
 
 def found_halted(params: dict[str, t.Any]) -> bool:

@@ -16,7 +16,9 @@ description:
   - Probes that do not pass at once are asked again until O(timeout).
 options:
   redis:
-    description: The server to ask, with C(config) and C(data_dir), and C(username) for a user other than the default one.
+    description:
+      - The server to ask, with C(config) and C(data_dir), and C(username) for a user other than the default one.
+      - With C(host) it is on another server, and is asked there.
     type: dict
     required: true
   redis_password:
@@ -33,9 +35,8 @@ options:
     elements: path
     required: true
   logs_dir:
-    description: Directory that the services' user must be able to write to.
+    description: Directory that the services' user must be able to write to. Without it no services write here.
     type: path
-    required: true
   user:
     description: User of the services.
     type: str
@@ -51,9 +52,9 @@ options:
     choices: [halted, resumed, awaiting resume]
     required: true
   trading_probe:
-    description: The probe that tells whether it is.
+    description: The probe that tells whether it is. Empty on a server that does not trade; then nothing is said of trading.
     type: dict
-    required: true
+    default: {}
   max_response_ms:
     description: Slowest acceptable answer of a probe.
     type: int
@@ -63,7 +64,7 @@ options:
     type: int
     default: 85
   max_disk_percent:
-    description: Highest acceptable use of the file system with the Redis data.
+    description: Highest acceptable use of the file system with the Redis data, or of that with the logs where there is none.
     type: int
     default: 90
   timeout:
@@ -137,7 +138,9 @@ def settled(client: _redis.Redis, appendonly: bool, deadline: float) -> dict[str
 
 
 def redis_gates(params: dict[str, t.Any], deadline: float) -> list[Gate]:
-    """Redis itself, not what a service says of it."""
+    """Redis itself, not what a service says of it. On another server it is looked at there."""
+    if params["redis"].get("host"):
+        return []
     try:
         conf = _redis.load_conf(params["redis"]["config"], params["redis"].get("username", ""), params.get("redis_password", ""))
         client = _redis.connect(conf)
@@ -201,7 +204,12 @@ def resource_gates(params: dict[str, t.Any]) -> list[Gate]:
     with open("/proc/meminfo", encoding="ascii") as handle:
         numbers = {name: int(value) for name, value in re.findall(r"^(\w+):\s+(\d+)", handle.read(), re.M)}
     memory = round(100 * (1 - numbers["MemAvailable"] / numbers["MemTotal"]))
-    usage = shutil.disk_usage(params["redis"]["data_dir"])
+    if not params["redis"].get("host"):
+        place = params["redis"]["data_dir"]
+    else:
+        # logs that are not there fail a gate of their own
+        place = params["logs_dir"] if params["logs_dir"] and os.path.isdir(params["logs_dir"]) else "/"
+    usage = shutil.disk_usage(place)
     disk = round(100 * (1 - usage.free / usage.total))
     return [
         gate("memory_use", memory <= params["max_memory_percent"], f"{memory} %, at most {params['max_memory_percent']} %"),
@@ -230,11 +238,11 @@ def main() -> t.NoReturn:
             "redis_password": {"type": "str", "default": "", "no_log": True},
             "canary": {"type": "dict", "required": True},
             "config_paths": {"type": "list", "elements": "path", "required": True},
-            "logs_dir": {"type": "path", "required": True},
+            "logs_dir": {"type": "path"},
             "user": {"type": "str", "required": True},
             "probes": {"type": "list", "elements": "dict", "required": True},
             "trading": {"type": "str", "choices": ["halted", "resumed", "awaiting resume"], "required": True},
-            "trading_probe": {"type": "dict", "required": True},
+            "trading_probe": {"type": "dict", "default": {}},
             "max_response_ms": {"type": "int", "default": 1000},
             "max_memory_percent": {"type": "int", "default": 85},
             "max_disk_percent": {"type": "int", "default": 90},
@@ -244,13 +252,14 @@ def main() -> t.NoReturn:
     )
     params = module.params
     deadline = time.time() + params["timeout"]
-    asked = [(spec["name"], spec) for spec in params["probes"]] + [("trading", params["trading_probe"])]
+    asked = [(spec["name"], spec) for spec in params["probes"]] + ([("trading", params["trading_probe"])] if params["trading_probe"] else [])
     try:
         for name, spec in asked:
             _probe.check_spec(spec, name)
-        with concurrent.futures.ThreadPoolExecutor(max_workers=len(asked)) as pool:
+        with concurrent.futures.ThreadPoolExecutor(max_workers=max(1, len(asked))) as pool:
             waiting = [pool.submit(probe_until, spec, name, params["max_response_ms"], deadline) for name, spec in asked]
-            gates = [*redis_gates(params, deadline), config_gate(params["config_paths"]), logs_gate(params["logs_dir"], params["user"])]
+            gates = [*redis_gates(params, deadline), config_gate(params["config_paths"])]
+            gates += [logs_gate(params["logs_dir"], params["user"])] if params["logs_dir"] else []
             gates += [*resource_gates(params), *(future.result() for future in waiting)]
     except (_probe.ProbeSpecError, OSError) as exc:
         module.fail_json(msg=str(exc), at=time.time(), titan_dr={"gates": [gate("validation", None, str(exc))]})

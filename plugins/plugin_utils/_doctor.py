@@ -164,9 +164,11 @@ def look(found: Found, newest: Found | None, environment_id: str) -> Server:
         _redis(server, host, newest)
     else:
         server.redis = "absent"
-    _services(server)
+    if found.get("has_pm2", True):
+        _services(server)
     _configuration(server, host)
-    _network(server)
+    if found.get("has_venues", True):
+        _network(server)
     _machine(server, host)
     _trading(server, host)
     _lease(server, host)
@@ -702,7 +704,7 @@ def diagnose(evidence: Found) -> dict[str, Any]:
     proposals: list[Proposal] = []
     open_rows: list[Row] = []
     for found in _many(evidence, "servers"):
-        server = look(found, newest, str(evidence.get("environment_id")))
+        server = look(found, newest, str(found.get("environment_id") or evidence.get("environment_id")))
         made = Case(server, evidence, newest).decide()
         proposals += made
         rows += server.rows

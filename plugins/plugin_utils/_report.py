@@ -137,17 +137,21 @@ def _merged(said: Iterable[Mapping[str, Any]], key: str) -> dict[str, Any]:
 
 
 def _gates(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """A later gate of the same name replaces an earlier one; of one task's hosts the worst verdict stays."""
-    gates: dict[str, Row] = {}
+    """A later gate of the same name replaces an earlier one of its server, and of one task's items the worst verdict stays. So it does of the servers."""
+    gates: dict[str, dict[Any, Row]] = {}
     for row in rows:
         if row["event"] != "gate":
             continue
-        before = gates.get(row["name"])
+        of_servers = gates.setdefault(row["name"], {})
+        before = of_servers.get(row.get("host"))
         same_task = before is not None and before.get("task_id") is not None and before.get("task_id") == row.get("task_id")
         if same_task and before is not None and _WORST[before["verdict"]] > _WORST[row["verdict"]]:
             continue
-        gates[row["name"]] = row
-    return [{key: row.get(key) for key in ("name", "verdict", "evidence", "host", "phase")} for row in gates.values()]
+        of_servers.pop(row.get("host"), None)
+        of_servers[row.get("host")] = row
+    # the last of the worst
+    kept = [max(reversed(of_servers.values()), key=lambda row: _WORST[row["verdict"]]) for of_servers in gates.values()]
+    return [{key: row.get(key) for key in ("name", "verdict", "evidence", "host", "phase")} for row in kept]
 
 
 def _trading(rows: Iterable[Row]) -> tuple[float | None, str | None]:
@@ -187,14 +191,16 @@ def _result(rows: list[Row], start: Row, end: Row | None, gates: list[dict[str, 
         return "cancelled", "The run was cut off before its end."
     if end.get("cancelled"):
         return "cancelled", str(end["cancelled"])
-    halted = set()
+    halted, held = set(), set()
     for row in rows:
         said = row.get("titan_dr") or {} if row["event"] == "task" else {}
-        if said.get("trading"):
+        if said.get("trading") or said.get("halt"):
             halted.add(row.get("host"))
+        if (said.get("lease") or {}).get("epoch"):
+            held.add(row.get("host"))
         if said.get("refused"):
-            # after the halt of that server it is more than a refusal: something was begun and not ended
-            return ("failed" if row.get("host") in halted else "refused"), said["refused"]
+            # after the halt of that server, or of another of this Titan, it is more than a refusal: something was begun and not ended
+            return ("failed" if halted & {*held, row.get("host")} else "refused"), said["refused"]
     if end.get("aborted"):
         return "failed", str(end["aborted"])
     stats = end.get("stats") or {}
@@ -304,9 +310,11 @@ def closing_lines(report: Mapping[str, Any], path: str) -> list[str]:
     if report["lease"] and report["lease"]["adopted"]:
         lines.append(f"[titan-dr]   went on with run {report['lease']['run_id']}")
     lines.append(f"[titan-dr]   trading {report['trading'] or 'unknown'}, restore point {report['restore_point'].get('id', 'none')}")
+    several = len({gate.get("host") for gate in report["gates"]}) > 1
     for gate in report["gates"]:
         if gate["verdict"] != "pass":
-            lines.append(f"[titan-dr]   gate {gate['name']}: {str(gate['verdict']).upper()}: {gate['evidence']}")
+            where = f" on {gate['host']}" if several else ""
+            lines.append(f"[titan-dr]   gate {gate['name']}{where}: {str(gate['verdict']).upper()}: {gate['evidence']}")
     lines += reconciliation_lines(report)
     lines.append(f"[titan-dr]   report {path}")
     return lines

@@ -59,6 +59,7 @@ class World:
                 {"name": "brain", "kind": "pm2", "app": "titan-brain", "depends_on": ["redis"], "port": 3000, "config": self.brain},
                 {"name": "phase", "kind": "pm2", "app": "titan-phase", "depends_on": ["brain"], "port": 3001, "config": self.phase},
             ],
+            "server": "",
             "venues": [
                 {
                     "name": "binance",

@@ -36,9 +36,9 @@ GUIDE = [
 class World:
     """A host in memory: kernel, PM2, services, nftables and systemd. Only sleeping moves the clock."""
 
-    def __init__(self, home: Path, components: list[dict[str, Any]] | None = None, daemon: bool = True) -> None:
+    def __init__(self, home: Path, components: list[dict[str, Any]] | None = None, daemon: bool = True, server: str = "") -> None:
         self.home = home
-        self.components = parse_components(components or GUIDE)
+        self.components = parse_components(components or GUIDE, server)
         self.now = 0.0
         self.daemon = daemon
         self.frozen = False
@@ -54,12 +54,15 @@ class World:
         self.absent: set[str] = set()
         self.crashing: set[str] = set()
         self.sick: set[str] = set()
+        # what is asked over the network; and of other servers: from when on it answers
+        self.asked: list[str] = []
+        self.answers: dict[str, float] = {}
         self.survives: set[str] = set()
         self.halts: Callable[[], bool] = lambda: True
         self.next_pid = 100
 
     def by_app(self, name: str) -> Any:
-        return next(component for component in self.components if component.app == name)
+        return next(component for component in self.components if component.app == name and not component.remote)
 
     def spawn(self, name: str) -> None:
         component = self.by_app(name)
@@ -90,7 +93,13 @@ class World:
         return Sample(self.now, apps, dict(self.processes), dict(self.ports), ages, daemon, UID, named)
 
     def probe(self, spec: Mapping[str, Any], timeout: float) -> Verdict:
-        return Verdict(spec["name"], "fail" if spec["name"] in self.sick else "pass", "asked")
+        self.asked.append(spec["url"])
+        late = self.now < self.answers.get(spec["name"], 0.0)
+        return Verdict(spec["name"], "unknown" if late else "fail" if spec["name"] in self.sick else "pass", "asked")
+
+    def connect(self, address: str, port: int, timeout: float) -> str:
+        self.asked.append(f"{address}:{port}")
+        return "Connection refused" if self.now < self.answers.get(address, 0.0) else ""
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -180,4 +189,4 @@ def connect(world: World, kind: type[Starter], monkeypatch: pytest.MonkeyPatch, 
     cli: Any = type("Cli", (), {"spawn": staticmethod(world.spawn_cli), "base": world.base, "executable": world.executable})
     wanted = {"home": home, "ecosystem": "/eco", "end": 60.0, "latch_set": lambda: world.latch, "latch": "/halt", **settings}
     fence = Fence(UID, world.command)
-    return kind(world.components, Settings(**wanted), watcher, cli, fence, world.command, world.call, world.signal, lambda: systemd)
+    return kind(world.components, Settings(**wanted), watcher, cli, fence, world.command, world.call, world.signal, lambda: systemd, world.connect)

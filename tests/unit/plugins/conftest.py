@@ -448,8 +448,8 @@ EMPTY_SECTION: dict[str, Any] = {
 }
 
 
-def _manifest(key: Key, seconds: int = 0, environment_id: str = "lab", **redis: Any) -> dict[str, Any]:
-    """A sealed manifest of a restore point taken so many seconds after the first one."""
+def _manifest(key: Key, seconds: int = 0, environment_id: str = "lab", without: tuple[str, ...] = (), **redis: Any) -> dict[str, Any]:
+    """A sealed manifest of a restore point taken so many seconds after the first one, `without` some kinds of object."""
     point_id = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(1767225600 + seconds)) + "-abcdef"
     objects = {
         kind: {"key": f"objects/{kind}.tar.age", "size": 1, "sha256": hashlib.sha256(kind.encode()).hexdigest(), "sealed": True, "details": {"kind": kind}}
@@ -465,6 +465,9 @@ def _manifest(key: Key, seconds: int = 0, environment_id: str = "lab", **redis: 
         "server": {},
         "redis": {**EMPTY_SECTION, **redis},
     }
+    for kind in without:
+        del objects[kind]
+        manifest.pop(kind, None)
     return reseal(manifest, key)
 
 

@@ -33,12 +33,16 @@ def candidate(name: str, keys: int) -> dict[str, Any]:
 
 def test_stores_tell_what_a_diagnosis_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_stores, "read_all", lambda *_: ({"cloud": {}}, {"offhost": "timed out"}))
-    monkeypatch.setattr(_stores, "plan", lambda *_: ({"redis": [candidate("p1", 10)]}, [], []))
-    found = diagnosis_probe.stores({"stores": [], "environment_id": "lab", "identity": SECRET})
+    asked: list[Any] = []
+    monkeypatch.setattr(_stores, "plan", lambda *args: (asked.append(args), ({"redis": [candidate("p1", 10)]}, [], []))[1])
+    of_data = {"stores": [], "environment_id": "lab", "identity": SECRET, "needs": ["redis"]}
+    found = diagnosis_probe.stores(of_data)
+    # a server with Redis alone has restore points without services
+    assert asked[0][1:] == ("lab", SECRET, ["redis"])
     assert found["points"] == [{"id": "p1", "taken_at": 5.0, "stores": ["cloud"], "keys": 11, "bytes": 99, "canary": 7, "classes": {"titan:orders": 3}}]
     assert found["silent"] == {"offhost": "timed out"} and SECRET not in json.dumps(found)
     monkeypatch.setattr(_stores, "read_all", lambda *_: ({}, {"cloud": "timed out"}))
-    assert diagnosis_probe.stores({"stores": [], "environment_id": "lab", "identity": SECRET})["points"] == []
+    assert diagnosis_probe.stores(of_data)["points"] == []
 
 
 def diagnose(tmp_path: Path, hosts: dict[str, Any], **variables: Any) -> tuple[dict[str, Any], str]:

@@ -246,6 +246,20 @@ def test_what_earlier_runs_took_is_at_hand(playbooks: Playbooks) -> None:
     assert (budget["rto_s"], budget["limit_s"], budget["declared"]["provision"]) == (900, 1800, 300)
 
 
+def test_servers_that_a_variable_names_have_earlier_runs_too(playbooks: Playbooks) -> None:
+    (playbooks.folder / "hosts.yml").write_text("titan_servers: {hosts: {one: {ansible_connection: local}, two: {ansible_connection: local}}}")
+    past = {"result": "recovered", "kind": "drill", "scenario": "complete_system_failure", "hosts": ["two"], "rto": {"actual_s": 10}}
+    past |= {"restore_point": {}, "timings": {}, "entries": [{"phase": "provision", "start_s": 3}]}
+    for number in range(3):
+        folder = playbooks.run_dir.parent / f"2026010{number}T000000Z-x-0000"
+        folder.mkdir()
+        (folder / "report.json").write_text(json.dumps(past))
+    named = play("provision", hosts="{{ titan_dr_hosts | default('titan_servers') }}")
+    ran = playbooks.run(named, arguments=("-i", str(playbooks.folder / "hosts.yml"), "-e", "titan_dr_hosts=two"))
+    assert "Could not match" not in ran.output
+    assert json.loads((playbooks.run_dir / "budget.json").read_text())["learnt"]["provision"]["n"] == 3, ran.output
+
+
 def test_damaged_reports_of_earlier_runs_do_no_harm(playbooks: Playbooks) -> None:
     damaged = ('{"run_id": 5, "result": "recovered", "hosts": 5}', "[1]", "{", '{"result": "recovered", "hosts": [], "restore_point": 7, "timings": 1}')
     for number, text in enumerate(damaged):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import ComponentError, parse_component, parse_components, start_levels
+from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import ComponentError, here, parse_component, parse_components, start_levels
 
 
 def raw(name: str, *depends_on: str, **more: Any) -> dict[str, Any]:
@@ -36,6 +36,10 @@ def test_defaults_and_probe() -> None:
         ({"required": "yes"}, "component x: required"),
         ({"start_timeout": 0}, "component x: start_timeout"),
         ({"start_timeout": "30"}, "component x: start_timeout"),
+        ({"server": 3}, "component x: server: must be a text"),
+        ({"server": "titan core"}, "component x: server: must be a host name"),
+        ({"server": "core/../x"}, "component x: server: must be a host name"),
+        ({"server": "-core"}, "component x: server: must be a host name"),
         ({"config": 3}, "component x: config: must be a text"),
         ({"config_digest": ["a"]}, "component x: config_digest: must be a text"),
         ({"helth": None}, "component x: helth: is not a known key"),
@@ -52,6 +56,51 @@ def test_message_names_component_and_key(change: dict[str, Any], message: str) -
     with pytest.raises(ComponentError) as error:
         parse_component({**raw("x"), **change})
     assert str(error.value).startswith(message)
+
+
+SPLIT = [
+    {"name": "redis", "kind": "redis", "port": 6379, "server": "data"},
+    raw("brain", "redis", port=3000, server="core", health={"path": "/health"}),
+    raw("phase", "brain", port=3000, app="brain", server="phases.example"),
+    raw("agent"),
+]
+
+
+def test_a_component_of_another_server_is_remote_and_asked_there() -> None:
+    found = {component.name: component for component in parse_components(SPLIT, "core")}
+    assert {name: component.remote for name, component in found.items()} == {"redis": True, "brain": False, "phase": True, "agent": False}
+    assert {name: component.address for name, component in found.items()} == {
+        "redis": "data",
+        "brain": "127.0.0.1",
+        "phase": "phases.example",
+        "agent": "127.0.0.1",
+    }
+    assert found["brain"].probe_spec()["url"] == "http://127.0.0.1:3000/health"  # type: ignore[index]
+    assert parse_components(SPLIT, "data")[1].probe_spec()["url"] == "http://core:3000/health"  # type: ignore[index]
+    assert [component.name for component in here(found.values())] == ["brain", "agent"]
+    assert [component.name for component in here(parse_components(SPLIT))] == ["agent"], "a host without a name has what is nowhere else"
+
+
+@pytest.mark.parametrize("server", ["core", "data", "phases.example", ""])
+def test_the_order_of_the_start_is_the_same_on_every_server(server: str) -> None:
+    levels = [{component.name for component in level} for level in start_levels(parse_components(SPLIT, server))]
+    assert levels == [{"redis", "agent"}, {"brain"}, {"phase"}]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"port": 3000, "server": "core"}, "component x: port: 3000 is already used by component brain"),
+        ({"app": "brain", "server": "core"}, "component x: app: brain is already used by component brain"),
+        ({"port": 3000}, "component x: port: 3000 is already used by component brain"),
+        ({"name": "redis", "server": "other"}, "component redis: name: redis is already used"),
+    ],
+)
+def test_what_is_taken_is_taken_on_one_server(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ComponentError) as error:
+        parse_components([*SPLIT, {**raw("x"), **more}], "core")
+    assert str(error.value).startswith(message)
+    assert parse_components([*SPLIT, raw("x", port=3000, server="other", app="brain")], "core")
 
 
 @pytest.mark.parametrize("wrong", [None, [], {}, "redis"])

@@ -103,6 +103,38 @@ def test_what_is_right_has_no_finding() -> None:
     assert found(ECOSYSTEM, b"module.exports = {apps: ['titan-brain', 'titan-phase'].map((name) => `${name}`)}") == []
 
 
+SPLIT = [
+    {"name": "redis", "kind": "redis", "port": 6379, "server": "data"},
+    {"name": "brain", "kind": "pm2", "app": "titan-brain", "depends_on": ["redis"], "port": 3000, "config": BRAIN, "server": "core"},
+    {"name": "phase", "kind": "pm2", "app": "titan-phase", "depends_on": ["brain"], "port": 3001, "config": PHASE, "server": "phases"},
+]
+
+
+def test_a_server_of_several_has_only_what_is_on_it() -> None:
+    at = {"components": SPLIT, "server": "phases", "redis": {"host": "data"}, "paths": [HOME, UNIT]}
+    assert [component.name for component in settings(**at).components] == ["phase"] and settings(**at).redis_config == ""
+    assert settings(**at).required() == {PHASE, SECRETS, ECOSYSTEM, UNIT}, "what other servers need need not be here"
+    assert _config.kind_of(REDIS, settings(**at)) == "plain"
+    assert found(ECOSYSTEM, b"module.exports = {apps: ['titan-phase']}", **at) == []
+    [missing] = found(ECOSYSTEM, b"module.exports = {apps: ['titan-brain']}", **at)
+    assert "does not name titan-phase" in missing.evidence
+    assert _config.affected([ECOSYSTEM], {}, settings(**at)) == ["phase"] == _config.affected([PHASE], {}, settings(**at))
+
+
+def test_the_port_of_a_component_of_another_server_is_known() -> None:
+    at = {"components": SPLIT, "server": "core", "redis": {"host": "data"}}
+    assert found(BRAIN, SAME, **at) == []
+    [wrong] = found(BRAIN, changed("redis", "port", to=6380), **at)
+    assert (wrong.kind, wrong.pointer) == ("port", "/redis/port")
+
+
+def test_the_server_of_redis_needs_no_services() -> None:
+    at = {"components": SPLIT, "server": "data", "paths": [REDIS], "venues": []}
+    assert settings(**at).required() == {REDIS} and found(REDIS, REDIS_CONF.encode(), REDIS_CONF.encode(), **at) == []
+    assert _config.affected([REDIS], {}, settings(**at)) == ["redis"]
+    assert [finding.kind for finding in found(REDIS, REDIS_CONF.replace("6379", "6380").encode(), **at)] == ["port"]
+
+
 @pytest.mark.parametrize(
     ("path", "to", "kind", "word"),
     [

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fence, _halt, _venue
-from ansible_collections.titan.disaster_recovery.plugins.module_utils._probe import FAIL, PASS, UNKNOWN, NoAnswer, Response, Verdict
+from ansible_collections.titan.disaster_recovery.plugins.module_utils._probe import FAIL, PASS, UNKNOWN, NoAnswer, Refused, Response, Verdict
 
 ONE = Decimal(1)
 
@@ -93,6 +93,7 @@ class Server:
         self.exchanges = {exchange.name: exchange for exchange in exchanges}
         self.running, self.left, self.app, self.stops, self.asks = processes, left, app, 0, 0
         self.wall = Wall(**wall)
+        self.has_call = True
         self.venues = _halt.Venues([{"name": name, "keys": {"file": str(keys)}} for name in self.exchanges], self.open, self.sleep)
         self.slept = 0.0
 
@@ -117,7 +118,9 @@ class Server:
         return list(range(self.left))
 
     def climb(self, **params: Any) -> tuple[str, list[tuple[str, str]], _halt.Ladder]:
-        means = _halt.Means(self.ask, self.stop, lambda: list(range(self.running)), self.venues, self.wall, itertools.count().__next__)
+        means = _halt.Means(
+            self.ask if self.has_call else None, self.stop, lambda: list(range(self.running)), self.venues, self.wall, itertools.count().__next__
+        )
         known = {"user": "titan", "unit": "pm2-titan", "latch_honoured": True, "cancel": "on_escalation", "watch": 1.5, "venue_timeout": 2.0, **params}
         ladder = _halt.Ladder(means, known)
         gate = ladder.climb()
@@ -288,3 +291,85 @@ def test_a_stop_that_systemd_does_not_end(monkeypatch: pytest.MonkeyPatch) -> No
     began = time.monotonic()
     assert _halt.stop("pm2-test", "titan", 1.0, for_good=False) == [] and time.monotonic() - began < 1.2
     assert child.wait() == -9
+
+
+# --- services that are not there, and servers without a halt of their own ------------------------------------------------
+
+
+class Port:
+    """What becomes of each request, by its number; the time passes with the asking's sleep alone."""
+
+    def __init__(self, *answers: str) -> None:
+        self.answers, self.asked, self.now = answers, 0, 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def open(self, request: Any) -> Response:
+        what = self.answers[min(self.asked, len(self.answers) - 1)]
+        self.asked += 1
+        if what == "refused":
+            raise Refused("[Errno 111] Connection refused")
+        if what == "mute":
+            self.now += 0.3
+            raise NoAnswer("no complete answer within 0.3 s")
+        return Response(200, "application/json", b'{"trading": false}' if what == "halted" else b'{"trading": true}')
+
+
+CALL = {"url": "http://127.0.0.1:3000/halt", "confirm": {"url": "http://127.0.0.1:3000/trading", "expect": {"trading": [False]}}}
+
+
+@pytest.mark.parametrize(
+    ("answers", "verdict", "at_most"),
+    [
+        (("refused",), UNKNOWN, 0.3),
+        (("trades", "refused"), UNKNOWN, 0.3),
+        (("refused", "refused", "halted"), PASS, 0.3),
+        (("refused", "mute", "refused", "halted"), PASS, 0.8),
+        (("trades", "halted"), PASS, 0.1),
+        (("mute",), UNKNOWN, 2.0),
+        (("trades",), FAIL, 2.0),
+    ],
+)
+def test_nobody_is_asked_who_is_not_there(answers: tuple[str, ...], verdict: str, at_most: float) -> None:
+    """Two refusals 0.2 s apart: PM2 may just be starting them. Everything else is asked until the time is over."""
+    port = Port(*answers)
+    found = _halt.asked(CALL, 2.0, port.open, lambda: port.now, port.sleep)
+    assert found.verdict == verdict and port.now <= at_most, (found, port.now)
+    assert ("nobody listens at http://127.0.0.1:3000/" in found.evidence) == (answers[-1] == "refused")
+    if answers == ("refused",):
+        assert port.now >= _halt.REFUSED_FOR, "one refusal is not enough"
+
+
+def test_without_a_halt_of_their_own_the_services_are_stopped(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    server.has_call = False
+    verdict, rungs, ladder = server.climb()
+    assert (verdict, rungs, server.asks, server.stops) == (PASS, [("stop", PASS)], 0, 1) and "no halt of their own" in ladder.rungs[0]["evidence"]
+    assert "at a restart" not in ladder.rungs[0]["evidence"] and not server.wall.standing
+
+
+def test_without_services_nothing_is_to_be_stopped(tmp_path: Path) -> None:
+    server = Server(tmp_path, processes=0)
+    server.has_call = False
+    assert server.climb()[:2] == (PASS, [("processes", PASS)]) and server.stops == 0
+
+
+def test_what_survives_the_stop_is_fenced_off_there_too(tmp_path: Path) -> None:
+    server = Server(tmp_path, left=1)
+    server.has_call = False
+    assert server.climb()[:2] == (PASS, [("stop", FAIL), ("fence", PASS)]) and server.wall.standing
+    walled = Server(tmp_path, left=1, why="nft is not installed")
+    walled.has_call = False
+    assert walled.climb()[:2] == (FAIL, [("stop", FAIL), ("fence", FAIL)])
+
+
+def test_where_there_are_exchanges_their_orders_are_cancelled_without_a_call_too(tmp_path: Path) -> None:
+    server = Server(tmp_path, Exchange("binance", open_orders=("t-1",)))
+    server.has_call = False
+    verdict, rungs, ladder = server.climb()
+    assert (verdict, rungs) == (PASS, [("stop", PASS), ("cancel", PASS), ("exchanges", PASS)]) and ladder.cancelled["binance"]["count"] == 1
+
+
+def test_where_trading_is() -> None:
+    assert _halt.trades({"url": "x"}, []) and _halt.trades({}, [{"name": "binance"}]) and not _halt.trades({}, [])

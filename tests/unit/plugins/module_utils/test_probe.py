@@ -16,6 +16,7 @@ from ansible_collections.titan.disaster_recovery.plugins.module_utils._probe imp
     MAX_BODY,
     NoAnswer,
     ProbeSpecError,
+    Refused,
     Request,
     Response,
     call,
@@ -228,6 +229,16 @@ def serve_raw(talk: Callable[[socket.socket], None]) -> str:
 
     threading.Thread(target=work, daemon=True).start()
     return f"http://127.0.0.1:{listener.getsockname()[1]}/"
+
+
+def test_nobody_listens_is_not_the_same_as_no_answer() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        refused = f"http://127.0.0.1:{closed.getsockname()[1]}/"
+    for url, expected in ((refused, Refused), (serve_raw(lambda link: None), NoAnswer), (serve_raw(lambda link: time.sleep(2)), NoAnswer)):
+        with pytest.raises(NoAnswer) as caught:
+            http_open(Request("GET", url, None, 0.4))
+        assert caught.type is expected, url
 
 
 def test_refused_reset_mute_and_dripping_are_unknown_in_time() -> None:

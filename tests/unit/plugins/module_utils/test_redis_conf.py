@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils._redis_conf import RedisError, acl_users, load_conf, parse_conf
+from ansible_collections.titan.disaster_recovery.plugins.module_utils._redis_conf import RedisError, acl_users, conf_of, load_conf, parse_conf
 
 
 def test_defaults_are_those_of_redis() -> None:
@@ -151,3 +151,25 @@ def test_users_in_two_places(box: Path) -> None:
     (box / "redis.conf").write_text(f"user a on\naclfile {box}/users.acl")
     with pytest.raises(RedisError, match="does not start with both"):
         load_conf(str(box / "redis.conf"))
+
+
+# --- on another server ----------------------------------------------------------------------------------------------
+
+
+def test_redis_on_another_server() -> None:
+    conf = conf_of({"host": "titan-data"}, "secret")
+    assert (conf.address, conf.username, conf.password, conf.tls_only) == (("titan-data", 6379), "", "secret", False)
+    conf = conf_of({"host": "10.0.0.7", "port": "6380", "username": "dr", "config": "/nonexistent"}, "x")
+    assert (conf.address, conf.username) == (("10.0.0.7", 6380), "dr"), "no configuration is read"
+    for port in ("no number", 65536, -1, [1]):
+        with pytest.raises(RedisError, match="not a number from 1 to 65535"):
+            conf_of({"host": "titan-data", "port": port})
+
+
+def test_redis_here_is_what_its_configuration_says(box: Path) -> None:
+    (box / "redis.conf").write_text("port 7000\nrequirepass a")
+    for more in ({}, {"host": ""}):
+        conf = conf_of({"config": str(box / "redis.conf"), **more})
+        assert (conf.address, conf.password) == (("127.0.0.1", 7000), "a")
+    with pytest.raises(RedisError, match="neither"):
+        conf_of({})

@@ -118,6 +118,34 @@ def test_a_part_of_it_is_named_too(part: str, name: str) -> None:
         points.parse(json.dumps(broken))
 
 
+@pytest.mark.parametrize("kind", points.OPTIONAL)
+def test_a_server_of_several_may_lack_it(kind: str) -> None:
+    other = {"app": "redis", "redis": "app"}[kind]
+    found = manifest()
+    del found["objects"][kind]
+    found.pop(kind, None)
+    assert points.parse(json.dumps(found), [other]) == found
+    with pytest.raises(points.ManifestError, match="is missing"):
+        points.parse(json.dumps(found), [kind, other])
+    for always in ("bootstrap", "bundle", "config"):
+        broken = {**found, "objects": {name: entry for name, entry in found["objects"].items() if name != always}}
+        with pytest.raises(points.ManifestError, match=f"objects.{always} is missing"):
+            points.parse(json.dumps(broken), [])
+
+
+def test_what_is_there_is_checked_though_it_may_be_lacking() -> None:
+    broken = manifest()
+    del broken["redis"]
+    with pytest.raises(points.ManifestError, match=r"^redis is missing"):
+        points.parse(json.dumps(broken), [])
+    with pytest.raises(points.ManifestError, match=r"redis.sha256 is malformed"):
+        points.parse(json.dumps(manifest(redis={**REDIS, "sha256": "x"})), [])
+    broken = manifest()
+    broken["objects"]["app"] = None
+    with pytest.raises(points.ManifestError, match=r"objects.app is missing"):
+        points.parse(json.dumps(broken), [])
+
+
 def test_a_digest_that_is_none() -> None:
     with pytest.raises(points.ManifestError, match=r"redis.sha256 is malformed"):
         points.parse(json.dumps(manifest(redis={**REDIS, "sha256": "x"})))

@@ -51,6 +51,20 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
         _resume.judge([gate("a", FAIL), gate("b", UNKNOWN), gate("c", age=61), gate("d", "PASS"), gate("e")], NOW)
 
 
+def test_each_server_must_have_been_validated() -> None:
+    of = {host: {**gate(), "host": host} for host in ("core", "data", "phases")}
+    found = {**asked(), "host": "core"}
+    assert _resume.judge([*of.values(), found], NOW, "", ["core", "data", "phases"]) == []
+    with pytest.raises(_resume.ResumeError, match="nothing was validated on data; nothing was validated on phases"):
+        _resume.judge([of["core"], found, {**asked(), "host": "data"}], NOW, "", ["core", "data", "phases"])
+    for wrong in ({"verdict": FAIL}, {"verdict": UNKNOWN}, {"at": NOW - 61}, {"at": None}):
+        for reason in ("", "a long enough reason"):
+            with pytest.raises(_resume.ResumeError, match="redis of phases "):
+                _resume.judge([of["core"], of["data"], {**of["phases"], **wrong}, found], NOW, reason, ["core", "data", "phases"])
+    with pytest.raises(_resume.ResumeError, match="nothing was validated on core"):
+        _resume.judge([gate(), asked()], NOW, "", ["core"])
+
+
 @pytest.mark.parametrize("reason", ["x", "fourteen chars", "     short       ", "               "])
 def test_a_reason_has_to_be_one(reason: str) -> None:
     with pytest.raises(_resume.ResumeError):

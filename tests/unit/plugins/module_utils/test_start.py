@@ -5,6 +5,7 @@ import json
 import os
 import pwd
 import signal
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ HALT = {"url": "http://127.0.0.1:3000/halt", "confirm": {"url": "http://127.0.0.
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[World, Starter]]:
-    def build(components: list[dict[str, Any]] | None = None, daemon: bool = True, systemd: bool = True, **settings: Any) -> tuple[World, Starter]:
-        world = World(tmp_path, components, daemon)
+    def build(
+        components: list[dict[str, Any]] | None = None, daemon: bool = True, systemd: bool = True, server: str = "", **settings: Any
+    ) -> tuple[World, Starter]:
+        world = World(tmp_path, components, daemon, server)
         return world, connect(world, Starter, monkeypatch, systemd, **settings)
 
     return build
@@ -234,6 +237,115 @@ def test_no_command_is_run_after_the_daemon_is_gone_or_another(make: Make) -> No
     assert world.log == []
 
 
+# --- several servers --------------------------------------------------------------------------------------------------
+
+
+SPLIT = [
+    {**GUIDE[0], "server": "data"},
+    *({**component, "server": "core"} for component in (GUIDE[1], raw("shared", "redis", "brain", port=3001, health={"path": "/health"}))),
+    *(raw(name, "shared", port=port, health={"path": "/health"}, server="phases") for name, port in (("phase1", 3002), ("phase2", 3003))),
+]
+
+
+def split(make: Make, server: str, **more: Any) -> tuple[World, Starter]:
+    world, starter = make(SPLIT, server=server, **more)
+    world.ports.clear()
+    return world, starter
+
+
+def test_only_its_own_are_started_when_what_they_need_answers_on_its_server(make: Make) -> None:
+    world, starter = split(make, "core")
+    world.answers = {"data": 2.0}
+    result = starter.run().result()
+    assert world.log == ["start /eco --only brain", "start /eco --only shared", "save"] and result["started"] == ["brain", "shared"]
+    assert world.now >= 2.0 and world.asked[0] == "data:6379"
+    assert all(address == "data:6379" or address.startswith("http://127.0.0.1:") for address in world.asked)
+    gates = {gate["name"]: gate for gate in result["titan_dr"]["gates"]}
+    assert set(gates) == {"start:redis", "start:brain", "start:shared"} and {gate["verdict"] for gate in gates.values()} == {"pass"}
+    assert gates["start:redis"]["evidence"] == "on data: data:6379: takes connections"
+
+
+def test_health_is_asked_on_the_server_of_the_component(make: Make) -> None:
+    world, starter = split(make, "phases")
+    world.answers = {"shared": 5.0}
+    outcome = starter.run()
+    assert world.log == ["start /eco --only phase1,phase2", "save"] and world.now >= 5.0
+    assert world.asked[0] == "http://core:3001/health" and not any("data" in address or ":3000" in address for address in world.asked)
+    assert outcome.findings["shared"].evidence == "on core: asked"
+
+
+def test_a_component_of_another_server_that_does_not_come_ends_the_start_and_is_named(make: Make) -> None:
+    world, starter = split(make, "phases", end=1000.0)
+    world.answers = {"shared": 900.0}
+    # redis 3 s, brain 10 s, shared 10 s, and what the other server needs besides
+    assert "shared on core is not up within 53 s: asked; what depends on it was not started" in fails(starter)
+    assert world.log == [] and 53 <= world.now < 54
+    gates = {gate["name"]: gate["verdict"] for gate in starter.outcome.result()["titan_dr"]["gates"]}
+    assert gates["start:shared"] == "fail"
+
+
+@pytest.mark.parametrize(("sick", "end"), [(True, 1000.0), (False, 20.0)])
+def test_one_that_calls_itself_ill_is_not_up_and_the_deadline_holds(make: Make, sick: bool, end: float) -> None:
+    world, starter = split(make, "phases", end=end)
+    world.sick.update({"shared"} if sick else ())
+    world.answers = {} if sick else {"shared": 900.0}
+    assert "shared on core is not up" in fails(starter) and world.log == [] and world.now <= min(end, 54.0) + 0.5
+
+
+def test_nothing_is_waited_for_when_all_are_well(make: Make) -> None:
+    world, starter = split(make, "phases")
+    starter.run()
+    world.now += 5
+    other, starter = make(SPLIT, server="phases")
+    for name in ("apps", "born", "processes", "ports", "now"):
+        setattr(other, name, getattr(world, name))
+    other.answers = {"shared": 900.0}
+    assert not starter.run().changed and not any("core" in address for address in other.asked)
+
+
+def test_two_servers_that_need_each_other_level_by_level_do_not_wait_for_each_other(make: Make) -> None:
+    """What a level has here is started before the level after it waits for what the same level has elsewhere."""
+    crossed = [
+        raw("a", server="one", port=1),
+        raw("b", server="two", port=2),
+        raw("c", "a", "b", server="one", port=3),
+        raw("d", "a", "b", server="two", port=4),
+    ]
+    for server, order, other in (("one", ["a", "c"], "two"), ("two", ["b", "d"], "one")):
+        world, starter = make(crossed, server=server)
+        seen: list[int] = []
+
+        def connect_(address: str, port: int, timeout: float, log: list[str] = world.log, seen: list[int] = seen) -> str:
+            seen.append(len(log))
+            return ""
+
+        starter.connector = connect_
+        starter.run()
+        assert world.log == [f"start /eco --only {name}" for name in order] + ["save"] and seen == [1], other
+
+
+def test_one_without_a_sign_of_life_cannot_be_waited_for(make: Make) -> None:
+    for component in (raw("a", server="one"), raw("a", server="one", port=1, pm2_status=["online", "stopped"])):
+        world, starter = make([component, raw("b", "a", server="two")], server="two")
+        assert "a on one listens on nothing that could be waited for from here" in fails(starter) and world.log == []
+    world, starter = make([raw("a", server="one"), raw("b", server="two")], server="two")
+    assert starter.run().changed, "nothing here needs it"
+
+
+def test_what_another_server_needs_is_not_left_out(make: Make) -> None:
+    world, starter = make([raw("a", server="one", required=False, port=1), raw("b", "a", server="two")], server="one")
+    world.crashing.add("a")
+    assert "a did not start" in fails(starter) and "b depends on it" in fails(starter)
+
+
+def test_connect() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert _start.connect("127.0.0.1", port, 1) == ""
+    assert _start.connect("127.0.0.1", port, 1) == "Connection refused"
+    assert _start.connect("no-such-server.invalid", 1, 1) != ""
+
+
 # --- services that ignore the latch ---------------------------------------------------------------------------------
 
 
@@ -363,7 +475,9 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, **arguments: Any) ->
         ({"components": [raw("a", "b"), raw("b", "a")]}, "cycle: a -> b -> a"),
         ({"components": [raw("a", "x")]}, "depends_on: x is not a component"),
         ({"components": []}, "empty"),
-        ({"components": GUIDE[:1]}, "none is of kind pm2"),
+        ({"components": GUIDE[:1]}, "none of this server is of kind pm2"),
+        ({"components": SPLIT, "server": "data"}, "none of this server is of kind pm2"),
+        ({"components": SPLIT, "server": "core"}, "is not set; refusing to start brain, shared"),
         ({"latch": None}, "latch: is needed"),
         ({"user": "no-such-user"}, "there is no user"),
         ({"ecosystem": "/nonexistent"}, "ecosystem: there is no /nonexistent"),

@@ -75,6 +75,39 @@ def test_chosen_ones_with_what_depends_on_them(make: Make) -> None:
     assert set(stopper.run().findings) == {"phase1", "phase2", "job", "brain"} and set(world.apps) == {"console"}
 
 
+SPLIT = [
+    {**GUIDE[0], "server": "data"},
+    {**GUIDE[1], "server": "core"},
+    *({**component, "server": "phases"} for component in GUIDE[2:4]),
+    raw("console", port=3100, server="console"),
+]
+
+
+def test_what_uses_redis_through_another_server_is_stopped_too_and_no_port_of_others_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path, SPLIT, server="phases")
+    for name in ("phase1", "phase2"):
+        world.spawn(name)
+    world.ports[3000] = {77}
+    world.spawn_cli(["save"])
+    outcome = connect(world, Stopper, monkeypatch).run()
+    assert set(outcome.findings) == {"phase1", "phase2"} and world.apps == {} and outcome.changed and world.ports[3000] == {77}
+
+
+def test_a_chosen_one_of_another_server_stops_what_depends_on_it_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path, SPLIT, server="phases")
+    world.spawn("phase1")
+    stopper = connect(world, Stopper, monkeypatch)
+    assert isinstance(stopper, Stopper)
+    stopper.only = {"brain"}
+    assert set(stopper.run().findings) == {"phase1", "phase2"} and world.apps == {}
+
+
+def test_a_server_that_has_none_of_them_is_left_alone_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path, SPLIT, server="console", daemon=False)
+    outcome = connect(world, Stopper, monkeypatch, unit="pm2-titan.service").run()
+    assert outcome.notes == ["none of brain, phase1, phase2 is on this server"] and not outcome.changed and world.log == [] and outcome.findings == {}
+
+
 def test_of_nothing_nothing_is_stopped(make: Make) -> None:
     world, stopper = make()
     stopper.only = set()

@@ -103,6 +103,18 @@ def test_a_manifest_that_was_altered(sealed_manifest: Any, key: Any) -> None:
     assert ids(plan) == [good["id"]] and "the manifest was altered" in notes[0]
 
 
+def test_what_this_server_needs(sealed_manifest: Any, key: Any) -> None:
+    """A restore point of a server of several has no Redis, or no services: where they are, it is none."""
+    whole, no_redis = sealed_manifest(key), sealed_manifest(key, 300, without=("redis",))
+    plan, notes, dummy = _stores.plan({"a": raw(whole, no_redis)}, "lab", key.identity)
+    assert ids(plan) == ids(plan, "config") == [whole["id"]] and "objects.redis is missing" in notes[0]
+    plan, notes, dummy = _stores.plan({"a": raw(whole, no_redis)}, "lab", key.identity, ["app"])
+    assert ids(plan, "config") == ids(plan, "app") == [no_redis["id"], whole["id"]] and ids(plan) == [whole["id"]] and notes == []
+    no_app = sealed_manifest(key, without=("app",))
+    assert ids(_stores.plan({"a": raw(no_app)}, "lab", key.identity, ["redis"])[0]) == [no_app["id"]]
+    assert not any(_stores.plan({"a": raw(no_app)}, "lab", key.identity, ["app"])[0].values())
+
+
 def test_another_environment(sealed_manifest: Any, key: Any) -> None:
     plan, notes, locked = _stores.plan({"a": raw(sealed_manifest(key, environment_id="staging"))}, "lab", key.identity)
     assert ids(plan) == [] and "of environment staging, lab expected" in notes[0] and not locked

@@ -88,6 +88,13 @@ def test_the_services_own_reports(redis_server: Any, tmp_path: Path, run_module:
     assert refused["failed"] and "url" in refused["msg"]
 
 
+def test_redis_on_another_server_is_looked_at_there(tmp_path: Path, state_dir: Path, run_module: RunModule) -> None:
+    asked = {"redis": {"host": "titan-data"}, "latch": str(tmp_path / "halt"), "paths": {"application": str(tmp_path)}, "timeout": 1}
+    found = run_module(diagnosis_info, asked)["diagnosis"]
+    assert found["errors"] == {} and not set(found) & {"redis", "redis_conf", "unit", "files"}
+    assert found["paths"] == {"application": True} and found["disks"] and found["memory"] and found["latch"]["state"] == "none"
+
+
 def test_without_redis_it_only_looks_at_others(run_module: RunModule) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

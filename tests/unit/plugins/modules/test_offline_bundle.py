@@ -155,6 +155,20 @@ def test_from_the_registry_as_a_blank_server_would(host: Host, run_module: Any, 
     assert host.log[0][:2] == ["apt-get", "update"] and "--download-only" in host.log[1] and result["installed"] == ["redis-server", "redis-tools"]
 
 
+def test_a_server_without_services_needs_no_pm2(host: Host, run_module: Any) -> None:
+    host.add("one", DEBS, "debs")
+    assert "no pm2" in run_module(offline_bundle, host.params)["msg"]
+    result = run_module(offline_bundle, {**host.params, "services": False})
+    assert not result["failed"] and "redis-server" in result["installed"] and not (host.folder / "opt" / "pm2").exists()
+    again = run_module(offline_bundle, {**host.params, "services": False})
+    assert again["changed"] is False
+
+
+def test_pm2_that_is_in_the_bundle_is_put_there_all_the_same(host: Host, run_module: Any) -> None:
+    host.add("one", DEBS)
+    assert not run_module(offline_bundle, {**host.params, "services": False})["failed"] and (host.folder / "opt" / "pm2" / "of").read_text() == "one"
+
+
 def test_check_mode(host: Host, run_module: Any) -> None:
     result = run_module(offline_bundle, host.params, check=True)
     assert (

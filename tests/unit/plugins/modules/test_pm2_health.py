@@ -70,11 +70,17 @@ def test_main_without_a_daemon(capsys: pytest.CaptureFixture[str]) -> None:
     assert result["titan_dr"]["gates"][0]["name"] == "pm2:brain" and abs(result["at"] - time.time()) < 5
 
 
+def test_those_of_other_servers_are_not_judged(capsys: pytest.CaptureFixture[str]) -> None:
+    components = [{**BRAIN, "server": "core"}, {**BRAIN, "name": "phase", "server": "phases"}, REDIS]
+    assert [item["name"] for item in run(capsys, components=components, server="phases")["components"]] == ["phase"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"components": []}, "empty"),
-        ({"components": [REDIS]}, "none is of kind pm2"),
+        ({"components": [REDIS]}, "none of this server is of kind pm2"),
+        ({"components": [{**BRAIN, "server": "core"}, REDIS], "server": "data"}, "none of this server is of kind pm2"),
         ({"components": [{**BRAIN, "port": "x"}]}, "component brain: port"),
         ({"user": "no-such-user"}, "there is no user no-such-user"),
         ({"window": -1}, "must not be negative"),

@@ -122,6 +122,13 @@ def test_clock(params: dict[str, Any], run_module: Any, skew: float, verdict: st
     assert bad(run_module(preflight_info, {**params, "controller_time": time.time() + skew})).get("clock") == verdict
 
 
+@pytest.mark.parametrize(("delay", "skew", "verdict"), [(0, 0, None), (20, 0, None), (20, 60, "fail"), (0, 60, "fail"), (0, -60, "fail")])
+def test_a_busy_controller_is_no_clock_that_is_wrong(params: dict[str, Any], run_module: Any, delay: float, skew: float, verdict: str | None) -> None:
+    """The server's clock by the lease, the controller's, and, so much later, the server's again."""
+    told = time.time() - skew - delay
+    assert bad(run_module(preflight_info, {**params, "server_time": told + skew - 1, "controller_time": told})).get("clock") == verdict
+
+
 @pytest.mark.parametrize("name", ["os", "release", "architecture"])
 def test_another_system(params: dict[str, Any], run_module: Any, name: str) -> None:
     params["restore_point"]["details"]["server"][name] = "other"
@@ -313,4 +320,48 @@ def test_replicas_that_would_lose_what_they_hold(titan: Any, run_module: Any, mo
 
 
 def test_in_place_needs_to_be_told_where(params: dict[str, Any], run_module: Any) -> None:
-    assert "redis_config" in run_module(preflight_info, {**params, "in_place": True})["msg"]
+    assert "run_id" in run_module(preflight_info, {**params, "in_place": True})["msg"]
+    assert "redis_config" in run_module(preflight_info, {**params, "in_place": True, "run_id": "r1"})["msg"]
+
+
+# --- several servers ------------------------------------------------------------------------------------------------------
+
+
+def elsewhere(params: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """The parameters for a server without Redis: the candidate for the configuration tells nothing of data."""
+    return {**{name: value for name, value in params.items() if not name.startswith("redis")}, "restore_point": {"details": {"kind": "config"}}, **more}
+
+
+def test_a_blank_server_without_redis(params: dict[str, Any], run_module: Any) -> None:
+    result = run_module(preflight_info, elsewhere(params))
+    assert bad(result) == {} and result["redis_state"] == ""
+    foreign = {"details": {"server": {**_debian.system(), "release": "99"}}}
+    assert bad(run_module(preflight_info, elsewhere(params, restore_point=foreign))) == {"operating_system": "fail"}
+    claim("staging")
+    assert bad(run_module(preflight_info, elsewhere(params))) == {"blank_or_ours": "fail"}
+
+
+@pytest.mark.parametrize(("in_place", "free", "verdict"), [(False, (1 << 30) - 1, "fail"), (False, 1 << 30, None), (True, 64 << 20, None), (True, 0, "fail")])
+def test_room_without_redis(params: dict[str, Any], run_module: Any, monkeypatch: pytest.MonkeyPatch, in_place: bool, free: int, verdict: str | None) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    result = run_module(preflight_info, elsewhere(params, in_place=in_place, run_id="r1"))
+    assert {gate["name"]: gate["verdict"] for gate in result["titan_dr"]["gates"]}["disk"] == (verdict or "pass")
+
+
+def test_in_place_without_redis_only_the_server_itself_is_judged(params: dict[str, Any], run_module: Any) -> None:
+    asked = elsewhere(params, in_place=True, run_id="r1")
+    result = run_module(preflight_info, asked)
+    assert {gate["name"] for gate in result["titan_dr"]["gates"]} == IN_PLACE - {"redis_config"} and not result["failed"] and result["redis_state"] == ""
+    claim("staging")
+    assert "claimed by environment staging" in run_module(preflight_info, asked)["msg"]
+    claim("lab", recovered={"environment_id": "lab", "run_id": "r1"})
+    assert run_module(preflight_info, asked)["recovered"] == {"environment_id": "lab", "run_id": "r1"}
+
+
+def test_where_nobody_can_tell_whether_trading_is_on_a_healthy_redis_needs_consent(titan: Any, run_module: Any) -> None:
+    del titan.params["trading_probe"]
+    result = run_module(preflight_info, titan.params)
+    assert judged(result) == {"newer_data": "unknown"} and "whether trading is on cannot be asked from here" in result["msg"]
+    assert judged(run_module(preflight_info, {**titan.params, "confirmed": True})) == {}
+    titan.server.client.call("FLUSHALL")
+    assert judged(run_module(preflight_info, titan.params)) == {}, "one that lost its data needs none"

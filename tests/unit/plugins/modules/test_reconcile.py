@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import stat
 import threading
 import time
@@ -483,3 +484,28 @@ def test_what_was_lost_before_the_newest_record_is_asked_for_too(titan: Titan) -
     result = titan.reconcile(timeout=10, overlap=0, since=time.time() - 30)
     assert not result["failed"], result["msg"]
     assert titan.position("binance") == ("long", "0.5")
+
+
+# --- Redis on another server --------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_book_on_another_server(running: Simulator, redis_server: Any, tmp_path: Path, run_module: Callable[..., dict[str, Any]]) -> None:
+    running.control("POST", "/reset")
+    port = free_port()
+    titan = Titan(redis_server(port=str(port), requirepass="over-the-net"), running, tmp_path / "halt", run_module)
+    lost = titan.order("binance", booked="")
+    titan.halt()
+    there = {"host": "127.0.0.1", "port": port}
+    wrong = titan.reconcile(redis=there, redis_password="not-this-one", timeout=10)
+    assert wrong["failed"] and "WRONGPASS" in wrong["msg"] and "not-this-one" not in json.dumps(wrong)
+    result = titan.reconcile(redis=there, redis_password="over-the-net", timeout=10)
+    assert (result["failed"], result["changed"], verdicts(result)) == (False, True, ALL), result
+    assert titan.booked(f"titan:orders:{lost}")["status"] == "filled" and titan.position("binance") == ("long", "0.5")
+    gone = titan.reconcile(redis={"host": "127.0.0.1", "port": free_port()}, redis_password="over-the-net")
+    assert gone["failed"] and verdicts(gone) == {"reconcile": "unknown"} and "cannot connect" in gone["msg"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import tarfile
 import time
@@ -287,6 +288,44 @@ def test_create_in_check_mode(production: Production, run_module: Any) -> None:
     assert run_module(restore_point_create, production.params, check=True)["changed"] and not production.points.exists()
 
 
+# --- a Titan on several servers ---------------------------------------------------------------------------------------
+
+
+def test_a_server_without_redis(production: Production, key: Any, run_module: Any) -> None:
+    production.server.close()
+    for redis in ({}, {"host": "titan-data", "port": 6379}):
+        taken = run_module(restore_point_create, {**production.params, "redis": redis, "config_paths": [str(production.config)]})
+        assert not taken["failed"], taken["msg"]
+        manifest = _restore_point.parse(json.dumps(taken["manifest"]), ["app"])
+        _stores.open_seal(manifest, key.identity)
+        assert "redis" not in manifest and set(manifest["objects"]) == {"bootstrap", "bundle", "config", "app"} and abs(manifest["taken_at"] - time.time()) < 20
+        with pytest.raises(_restore_point.ManifestError):
+            _restore_point.parse(json.dumps(taken["manifest"]))
+
+
+def test_a_server_without_services(production: Production, key: Any, run_module: Any) -> None:
+    (production.box / "current").unlink()
+    shutil.rmtree(production.pm2)
+    assert "names no release" in run_module(restore_point_create, production.params)["msg"], "where services belong it is none"
+    taken = run_module(restore_point_create, {**production.params, "services": False})
+    assert not taken["failed"], taken["msg"]
+    manifest = _restore_point.parse(json.dumps(taken["manifest"]), ["redis"])
+    assert set(manifest["objects"]) == {"bootstrap", "bundle", "config", "redis"} and manifest["redis"]["keyspace"]["db0"]["keys"] == 10
+    assert set(opened(f"{production.box}/backups/lab/{manifest['objects']['bundle']['key']}", key)) == {"debs/redis-server_7_all.deb"}
+
+
+def test_a_release_that_is_there_is_packed_all_the_same(production: Production, run_module: Any) -> None:
+    assert "app" in run_module(restore_point_create, {**production.params, "services": False})["manifest"]["objects"]
+    (production.release / "app.js").unlink()
+    production.release.rmdir()
+    assert "names no release" in run_module(restore_point_create, {**production.params, "services": False})["msg"], "a link to nothing is not nothing"
+
+
+def test_redis_that_is_down_is_not_redis_that_is_elsewhere(production: Production, run_module: Any) -> None:
+    production.server.close()
+    assert "cannot connect" in run_module(restore_point_create, production.params)["msg"] and not list(production.box.rglob("manifest.json"))
+
+
 # --- the copy -------------------------------------------------------------------------------------------------------
 
 
@@ -424,3 +463,17 @@ def test_a_silent_store_is_named(bucket: Any, sealed_manifest: Any, key: Any, ru
     gone = {**bucket.store, "name": "gone", "endpoint": "http://127.0.0.1:1"}
     result = run_module(restore_point_info, find(bucket, key.identity, stores=[gone, bucket.store]))
     assert not result["failed"] and result["titan_dr"]["notes"][0].startswith("store gone does not answer")
+
+
+def test_found_for_a_server_that_has_not_everything(bucket: Any, sealed_manifest: Any, key: Any, run_module: Any) -> None:
+    point = sealed_manifest(key, without=("redis",))
+    put(bucket, point)
+    result = run_module(restore_point_info, find(bucket, key.identity, needs=["app"]))
+    assert [candidate["id"] for candidate in result["plan"]["app"]] == [point["id"]] and result["plan"]["redis"] == []
+    assert result["titan_dr"]["gates"][0]["evidence"].startswith(f"1 usable, newest {point['id']} of ")
+    for needs in ({}, {"needs": ["redis"]}):
+        result = run_module(restore_point_info, find(bucket, key.identity, **needs))
+        assert result["failed"] and "objects.redis is missing" in result["msg"]
+    late = run_module(restore_point_info, find(bucket, key.identity, needs=[], restore_to="2025-12-31"))
+    assert late["failed"] and "the newest 1 are from" in late["msg"]
+    assert not run_module(restore_point_info, find(bucket, key.identity, needs=[], restore_to="2026-01-02"))["failed"]

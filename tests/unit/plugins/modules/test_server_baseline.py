@@ -21,6 +21,7 @@ def params(tmp_path: Path, me: str, monkeypatch: pytest.MonkeyPatch) -> dict[str
     monkeypatch.setattr(server_baseline, "OWNER", str(tmp_path / "state" / "owner.json"))
     (tmp_path / "sysctl.d").mkdir()
     monkeypatch.setattr(server_baseline, "SYSCTL", str(tmp_path / "sysctl.d" / "90-titan.conf"))
+    monkeypatch.setattr(server_baseline, "HOSTS", str(tmp_path / "hosts"))
     monkeypatch.setattr(server_baseline, "LIMITS", str(tmp_path / "limits.d" / "90-titan.conf"))
     return {
         "environment_id": "lab",
@@ -78,6 +79,51 @@ def test_mode_is_mended(params: dict[str, Any], tmp_path: Path, run_module: Any)
     run_module(server_baseline, params)
     (tmp_path / "home").chmod(0o700)
     assert run_module(server_baseline, params)["actions"] == [f"directory {tmp_path}/home"]
+
+
+SERVERS = {"titan-data": "10.0.0.1", "titan-core": "10.0.0.2"}
+BLOCK = f"{server_baseline.BLOCK[0]}\n10.0.0.2 titan-core\n10.0.0.1 titan-data\n{server_baseline.BLOCK[1]}\n"
+
+
+def test_the_servers_are_known_by_name(params: dict[str, Any], tmp_path: Path, run_module: Any) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 localhost\n")
+    assert f"file {hosts}" not in run_module(server_baseline, params)["actions"] and hosts.read_text() == "127.0.0.1 localhost\n", "one server knows itself"
+    result = run_module(server_baseline, {**params, "hosts": SERVERS}, check=True)
+    assert result["actions"] == [f"file {hosts}"] and hosts.read_text() == "127.0.0.1 localhost\n"
+    assert run_module(server_baseline, {**params, "hosts": SERVERS})["actions"] == [f"file {hosts}"]
+    assert hosts.read_text() == BLOCK + "127.0.0.1 localhost\n" and hosts.stat().st_mode & 0o777 == 0o644
+    assert run_module(server_baseline, {**params, "hosts": SERVERS})["changed"] is False
+    run_module(server_baseline, {**params, "hosts": {**SERVERS, "titan-core": "10.0.0.9"}})
+    assert hosts.read_text() == BLOCK.replace("10.0.0.2", "10.0.0.9") + "127.0.0.1 localhost\n"
+
+
+def test_a_hosts_file_that_is_missing_is_made(params: dict[str, Any], tmp_path: Path, run_module: Any) -> None:
+    run_module(server_baseline, {**params, "hosts": SERVERS})
+    assert (tmp_path / "hosts").read_text() == BLOCK
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("192.0.2.1 titan-data\n", ""),
+        ("192.0.2.1\ttitan-data  db # the dead one\n", "192.0.2.1 db  # the dead one\n"),
+        ("127.0.1.1 titan-core.example titan-core\n", "127.0.1.1 titan-core.example\n"),
+        ("# titan-data was here\n\n::1 ip6-localhost", "# titan-data was here\n\n::1 ip6-localhost\n"),
+        ("192.0.2.1 other-titan-data  x#y\n", "192.0.2.1 other-titan-data  x#y\n"),
+        (BLOCK.replace("10.0", "192.0") + "::1 a\n", "::1 a\n"),
+        ("::1 a\n" + BLOCK + "::1 b\n", "::1 a\n::1 b\n"),
+    ],
+)
+def test_a_name_has_one_address(before: str, after: str) -> None:
+    found = server_baseline.with_servers(before, SERVERS)
+    assert found == BLOCK + after and server_baseline.with_servers(found, SERVERS) == found
+
+
+@pytest.mark.parametrize("wrong", [{"titan data": "10.0.0.1"}, {"titan-data": "nowhere"}, {"a\n192.0.2.1 b": "10.0.0.1"}, {"": "10.0.0.1"}, {"a": ""}])
+def test_what_is_no_name_or_no_address_is_refused(params: dict[str, Any], tmp_path: Path, run_module: Any, wrong: dict[str, str]) -> None:
+    result = run_module(server_baseline, {**params, "hosts": wrong})
+    assert result["failed"] and not (tmp_path / "hosts").exists()
 
 
 def test_a_user_that_is_missing_is_made(params: dict[str, Any], run_module: Any, commands: list[list[str]]) -> None:

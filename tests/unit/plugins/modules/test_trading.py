@@ -434,9 +434,18 @@ def test_the_resume_ends_the_lease(titan: Titan, lease: None, run_module: Any) -
     assert not run_module(trading_halt, halt(titan))["failed"], "but halt"
 
 
-def test_trading_that_goes_on_already_ends_it_too(titan: Titan, lease: None, run_module: Any) -> None:
-    result = run_module(trading_resume, resume(titan, 1))
+@pytest.mark.parametrize("reconciled", [True, False])
+def test_trading_that_goes_on_already_ends_it_too(titan: Titan, lease: None, run_module: Any, reconciled: bool) -> None:
+    """As a run leaves it that died right after its resume: who closes it has validated, and reconciles no books that are being written."""
+    gates = [gate for gate in resume(titan, 1)["gates"] if reconciled or "of" not in gate]
+    result = run_module(trading_resume, resume(titan, 1, gates=gates))
     assert result["changed"] is False and recovered() and closed() == ("closed", "recovered")
+
+
+def test_what_does_not_trade_needs_its_reconciliation(titan: Titan, lease: None, run_module: Any) -> None:
+    titan.trading = False
+    gates = [gate for gate in resume(titan, 1)["gates"] if "of" not in gate]
+    assert "nothing was reconciled" in run_module(trading_resume, resume(titan, 1, gates=gates))["msg"] and recovered() is None
 
 
 @pytest.mark.parametrize("fault", ["not confirmed", "old generation"])
@@ -483,3 +492,123 @@ def test_a_halt_needs_no_journal(titan: Titan, process: Any, lease: None, run_mo
     assert not run_module(trading_halt, halt(titan))["failed"] and not titan.trading
     titan.trading = False
     assert "cannot be written" in run_module(trading_resume, resume(titan, 1))["titan_dr"]["refused"]
+
+
+# --- a Titan on several servers: one that does not trade itself ----------------------------------------------------------
+
+
+def aside(titan: Titan, generation: int, **more: Any) -> dict[str, Any]:
+    now = time.time()
+    return resume(titan, generation, **{"call": {}, "halt_call": {}, "judged_at": now, **more})
+
+
+def test_a_halt_where_nothing_trades(titan: Titan, process: Any, systemctl: list[list[str]], run_module: Any) -> None:
+    result = run_module(trading_halt, halt(titan, call={}))
+    assert not result["failed"] and result["latched"] and titan.latch.exists() and process.poll() is not None and titan.calls == []
+    assert [rung["rung"] for rung in result["titan_dr"]["halt"]["rungs"]] == ["stop"] and systemctl == [["systemctl", "stop", "pm2-test"]]
+    assert result["titan_dr"]["gates"][0]["verdict"] == "pass" and "trading" not in result["titan_dr"]
+
+
+def test_a_halt_of_the_server_of_redis(titan: Titan, run_module: Any) -> None:
+    began = time.monotonic()
+    result = run_module(trading_halt, halt(titan, call={}, user="nobody-by-this-name"))
+    assert not result["failed"] and titan.latch.exists() and "no process of user" in result["titan_dr"]["gates"][0]["evidence"]
+    assert time.monotonic() - began < 1 and "trading" not in result["titan_dr"]
+
+
+def test_a_halt_there_that_cannot_be_proven(titan: Titan, process: Any, run_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(_halt.os, "kill", lambda pid, number: None)
+        result = run_module(trading_halt, halt(titan, call={}, stop_timeout=0.3))
+    assert result["failed"] and result["titan_dr"]["gates"][0]["verdict"] == "fail" and titan.latch.exists()
+
+
+def test_with_exchanges_trading_is_there_without_a_call(titan: Titan, process: Any, run_module: Any) -> None:
+    exchange = {"name": "binance", "kind": "binance", "keys": {"file": "/nonexistent"}}
+    assert run_module(trading_halt, halt(titan, call={}, exchanges=[exchange]))["titan_dr"]["trading"] == "halted"
+
+
+def test_one_exchange_alone_cannot_be_halted_there(titan: Titan, process: Any, run_module: Any) -> None:
+    result = run_module(trading_halt, halt(titan, call={}, venues=["bybit"]))
+    assert result["latched"] and process.poll() is not None and "all trading is halted" in result["titan_dr"]["notes"][0]
+
+
+def test_services_that_do_not_run_are_not_asked_for_long(titan: Titan, process: Any, run_module: Any) -> None:
+    call = {"url": "http://127.0.0.1:1/halt", "confirm": {"url": "http://127.0.0.1:1/trading", "expect": {"trading": [False]}}}
+    result = run_module(trading_halt, halt(titan, call=call, app_timeout=30))
+    first = result["titan_dr"]["halt"]["rungs"][0]
+    assert (first["rung"], first["verdict"]) == ("app", "fail") and 0.2 <= first["seconds"] < 3 and "nobody listens" in first["evidence"]
+    assert process.poll() is not None and not result["failed"]
+
+
+def test_its_latch_is_taken_away_after_the_resume(titan: Titan, lease: None, run_module: Any) -> None:
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    _latch.fasten_venue(str(titan.latch), "bybit", "down", "r1", 1.0)
+    result = run_module(trading_resume, aside(titan, 1, keep_halted=["bybit"]))
+    assert result["changed"] and not titan.latch.exists() and titan.calls == [] and _latch.venues(str(titan.latch)) == ["bybit"]
+    assert "trading" not in result["titan_dr"] and result["titan_dr"]["gates"][0]["verdict"] == "pass"
+    assert recovered() == {"environment_id": "lab", "run_id": "r1"} and closed() == ("closed", "recovered")
+
+
+def test_gates_that_were_fresh_when_trading_resumed_are_fresh_enough(titan: Titan, run_module: Any) -> None:
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    then = time.time() - 300
+    gates = [{"name": "disk", "verdict": "pass", "at": then, "host": "data"}, {"name": "reconcile_binance", "verdict": "pass", "at": then, "of": "reconcile"}]
+    assert "old" in run_module(trading_resume, aside(titan, 1, gates=gates, hosts=["data"]))["msg"] and titan.latch.exists()
+    assert run_module(trading_resume, aside(titan, 1, gates=gates, hosts=["data"], judged_at=then + 5))["judged_at"] == then + 5
+    assert not titan.latch.exists()
+
+
+@pytest.mark.parametrize("fault", ["nobody resumed", "gate", "host", "generation", "no gates"])
+def test_its_latch_stays(titan: Titan, lease: None, run_module: Any, fault: str) -> None:
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    more: dict[str, Any] = {
+        "nobody resumed": {"judged_at": 0},
+        "gate": {"gates": [*resume(titan, 1)["gates"], {"name": "disk", "verdict": "unknown", "at": time.time(), "host": "data"}]},
+        "host": {"hosts": ["data"]},
+        "generation": {"generation": 7},
+        "no gates": {"gates": []},
+    }[fault]
+    result = run_module(trading_resume, aside(titan, 1, **more) if fault != "generation" else aside(titan, 7))
+    said = {"nobody resumed": "no server that trades", "gate": "disk of data is unknown", "host": "nothing was validated on data"}.get(fault, "")
+    assert result["failed"] and said in result["msg"] and titan.latch.exists() and recovered() is None and closed() == ("held", "")
+    assert result["titan_dr"]["gates"][0] == {"name": "resumed", "verdict": "fail", "evidence": result["titan_dr"]["gates"][0]["evidence"]}
+    assert "trading" not in result["titan_dr"]
+
+
+def test_a_server_that_was_not_validated_keeps_trading_halted(titan: Titan, run_module: Any) -> None:
+    titan.trading = False
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    gates = [{**gate, "host": "core"} for gate in resume(titan, 1)["gates"]]
+    result = run_module(trading_resume, resume(titan, 1, gates=gates, hosts=["core", "phases"]))
+    assert result["failed"] and "nothing was validated on phases" in result["msg"] and titan.calls == [] and titan.latch.exists()
+    result = run_module(trading_resume, resume(titan, 1, gates=gates, hosts=["core"]))
+    assert titan.trading and abs(time.time() - result["judged_at"]) < 10
+
+
+def test_it_waits_for_a_person_too(titan: Titan, lease: None, run_module: Any) -> None:
+    assert "no halt latch" in run_module(trading_resume, aside(titan, 1, mode="manual"))["msg"] and recovered() is None
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    assert run_module(trading_resume, aside(titan, 7, mode="manual"))["failed"] and recovered() is None
+    result = run_module(trading_resume, aside(titan, 1, mode="manual"))
+    assert titan.latch.exists() and "trading" not in result["titan_dr"] and closed() == ("closed", "recovered")
+    assert recovered() == {"environment_id": "lab", "run_id": "r1", "trading": "awaiting resume"}
+
+
+def test_a_latch_that_is_gone_already_and_one_exchange(titan: Titan, run_module: Any) -> None:
+    assert run_module(trading_resume, aside(titan, -1))["changed"] is False, "a run that broke off after it"
+    _latch.fasten_venue(str(titan.latch), "bybit", "down", "r1", 1.0)
+    assert run_module(trading_resume, aside(titan, 0, venues=["bybit"]))["changed"] and _latch.venues(str(titan.latch)) == []
+
+
+def test_only_the_health_of_what_is_here_is_watched(titan: Titan, run_module: Any) -> None:
+    titan.trading = False
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    port = int(titan.service.url.rsplit(":", 1)[1])
+    brain = {"name": "brain", "kind": "pm2", "server": "core", "port": port, "health": {"path": "/health"}}
+    phase = {**brain, "name": "phase", "server": "phases.invalid"}
+    result = run_module(trading_resume, resume(titan, 1, stages=STAGES[2:], components=[brain, phase], server="core"))
+    assert not result["failed"], result["msg"]
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    titan.well = False
+    assert "brain is fail" in run_module(trading_resume, resume(titan, 2, stages=STAGES[2:], components=[brain, phase], server="core"))["msg"]

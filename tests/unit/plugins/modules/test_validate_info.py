@@ -194,6 +194,27 @@ def test_good(params: dict[str, Any], run_module: Any) -> None:
     assert set(verdicts(result["titan_dr"]["gates"])) == {*GOOD, "config", "logs_writable", "memory_use", "disk_use", "websockets", "trading"}
 
 
+def test_a_server_without_redis_services_or_trading_has_gates_all_the_same(params: dict[str, Any], run_module: Any) -> None:
+    """Redis is on another server, so the services; nothing is said of what is not looked at."""
+    params |= {"redis": {"host": "titan-data"}, "probes": [], "trading_probe": {}}
+    result = run_module(validate_info, params)
+    assert wrong(result) == {} and "trading" not in result["titan_dr"]
+    assert set(verdicts(result["titan_dr"]["gates"])) == {"config", "logs_writable", "memory_use", "disk_use"}
+    assert wrong(run_module(validate_info, {**params, "logs_dir": "/no/such/logs"})) == {"logs_writable": "fail"}
+    del params["logs_dir"], params["trading_probe"]
+    result = run_module(validate_info, params)
+    assert wrong(result) == {} and set(verdicts(result["titan_dr"]["gates"])) == {"config", "memory_use", "disk_use"}
+    assert wrong(run_module(validate_info, {**params, "config_paths": [], "max_disk_percent": -1})) == {"config": "fail", "disk_use": "fail"}
+
+
+def test_the_server_with_redis_is_judged_by_it_although_nothing_trades_there(params: dict[str, Any], server: Any, run_module: Any) -> None:
+    del params["logs_dir"]
+    params |= {"probes": [], "trading_probe": {}}
+    assert wrong(run_module(validate_info, params)) == {}
+    server.client.call("FLUSHALL")
+    assert wrong(run_module(validate_info, params)) == {"redis_data": "fail"}
+
+
 def test_trading_in_another_state(params: dict[str, Any], run_module: Any) -> None:
     params["trading_probe"]["expect"] = {"trading": [False]}
     result = run_module(validate_info, params)

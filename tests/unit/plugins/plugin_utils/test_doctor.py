@@ -382,6 +382,20 @@ def test_a_split_titan_has_a_table_for_each_server() -> None:
     other["host"].pop("redis")
     evidence["servers"].append(other)
     assert _doctor.diagnose(evidence)["verdict"] == "none"
+    data = copy.deepcopy(evidence)
+    data["servers"][0].update(pm2=None)
+    assert _doctor.diagnose(data)["verdict"] == "unknown"
+    data["servers"][0].update(has_pm2=False)
+    assert _doctor.diagnose(data)["verdict"] == "none", "a server without services is not asked for any"
+    data["servers"][0].update(network=None)
+    assert _doctor.diagnose(data)["verdict"] == "unknown"
+    data["servers"][0].update(has_venues=False)
+    assert _doctor.diagnose(data)["verdict"] == "none", "a server without exchanges is not asked for the way to them"
+    # each server is of an environment of its own
+    data["servers"][1]["host"]["owner"] = {"environment_id": "phases"}
+    assert [row["host"] for row in _doctor.diagnose(data)["rows"] if row["probe"] == "inventory"] == ["phases"]
+    data["servers"][1].update(environment_id="phases")
+    assert _doctor.diagnose(data)["verdict"] == "none"
     corrupt(evidence["servers"][0], evidence)
     assert [(made["scenario"], made["host"]) for made in _doctor.diagnose(evidence)["proposals"]] == [(DATABASE, "titan")]
 

@@ -39,6 +39,51 @@ def test_the_candidates_are_those_that_were_told_last() -> None:
     assert Rows().end(1)["candidates"] == []
 
 
+def of(rows: Rows, host: str) -> Rows:
+    """The row that was added last is of this server."""
+    rows[-1]["host"] = host
+    return rows
+
+
+def test_the_worst_of_several_servers_stays_whatever_came_later() -> None:
+    """The server that resumed last says nothing of the one that did not."""
+    rows = of(Rows().gate(1, "resumed", "fail", "first"), "core")
+    of(rows.gate(2, "resumed", "pass", "second"), "data")
+    of(rows.gate(3, "resumed", "pass", "second"), "phases")
+    report = rows.end(4)
+    assert [(gate["host"], gate["verdict"]) for gate in report["gates"]] == [("core", "fail")]
+    assert any("gate resumed: FAIL" in line for line in _report.closing_lines(report, "r"))
+    # said again by that server it counts anew
+    of(rows.gate(5, "resumed", "pass", "third"), "core")
+    assert [(gate["host"], gate["verdict"]) for gate in rows.end(6)["gates"]] == [("core", "pass")]
+
+
+def test_a_gate_of_several_servers_says_of_which() -> None:
+    rows = of(Rows().gate(1, "disk", "fail"), "core")
+    of(rows.gate(1, "canary", "pass"), "data")
+    assert any("gate disk on core: FAIL" in line for line in _report.closing_lines(rows.end(2), "r"))
+
+
+def test_a_refusal_after_the_halt_of_another_server_of_this_titan_is_a_failure() -> None:
+    rows = of(Rows().task(1, lease={"run_id": "r", "epoch": 1}), "core")
+    of(rows.task(2, trading="halted", halt={}), "core")
+    of(rows.task(3, status="failed", refused="no time"), "data")
+    assert rows.end(4, failures=1)["result"] == "failed"
+    # the server that is given up is halted without a lease: nothing is begun on the new one
+    rows = of(Rows().task(2, trading="halted", halt={}), "old")
+    of(rows.task(3, status="failed", refused="another's"), "new")
+    assert rows.end(4, failures=1)["result"] == "refused"
+
+
+def test_what_the_server_that_trades_says_is_what_counts() -> None:
+    rows = of(Rows().gate(1, "g", "pass").task(2, trading="halted", halt={}), "core")
+    of(rows.task(2, halt={}), "data")
+    of(rows.task(5, trading="resumed"), "core")
+    of(rows.task(9), "data")
+    report = rows.end(10)
+    assert (report["trading"], report["rto"]["actual_s"], report["hosts"]) == ("resumed", 5, ["core", "data"])
+
+
 def test_recovered() -> None:
     rows = Rows().gate(1, "g", "pass").task(20, trading="halted", rpo={"actual_s": 3, "basis": "canary"})
     report = rows.task(40, trading="resumed", restore_point={"id": "rp"}, versions={"redis": "7"}).end(100)
