@@ -163,7 +163,10 @@ class RunWatch(supervisor.Watch):
             # also what a file of extra variables may have said of the recovery
             # with its epoch: under the same run id another operator may have gone on meanwhile
             ours = f"{self.seen.lease}/{self.seen.epoch}" if self.seen.lease else self.request.run_id
-            told = {"titan_dr_resume": "", "titan_dr_take_over": ours, "titan_dr_end_as": end_as}
+            told: dict[str, Any] = {"titan_dr_resume": "", "titan_dr_take_over": ours, "titan_dr_end_as": end_as}
+            if len(self.seen.taken) > 1:
+                # each server counts its own epochs
+                told |= {"titan_dr_take_over": self.seen.lease, "titan_dr_taken": self.seen.taken}
             self.safe_state.release(told)
 
 

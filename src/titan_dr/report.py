@@ -205,10 +205,12 @@ def render(console: Console, report: Mapping[str, Any], path: Path) -> None:
             console.print(Text(f"Halt of {halt['host']}, {venue}: {told}"), soft_wrap=True)
     gates = report["gates"]
     console.print(Text(f"Trading {report['trading'] or 'unknown'}; {sum(gate['verdict'] == 'pass' for gate in gates)} of {len(gates)} gates passed"))
+    several = len({gate["host"] for gate in gates if gate.get("host")}) > 1
     for gate in gates:
         if gate["verdict"] != "pass":
             line = (f"  {str(gate['verdict']).upper()}  ", _COLOURS.get(gate["verdict"], "red"))
-            console.print(Text.assemble(line, f"{gate['name']}: {gate['evidence']}"), soft_wrap=True)
+            where = f" on {gate['host']}" if several and gate.get("host") else ""
+            console.print(Text.assemble(line, f"{gate['name']}{where}: {gate['evidence']}"), soft_wrap=True)
     if compared := report.get("reconciliation"):
         changed = [row for row in compared if row["action"] != "match"]
         console.print(Text(f"Reconciled with the exchanges: {len(compared) - len(changed)} agree, {len(changed)} did not"))

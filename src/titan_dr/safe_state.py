@@ -42,6 +42,7 @@ class SafeState(supervisor.Watch):
         self._facts: dict[str, Any] = {}
         self._attempt_ends: float | None = None
         self._released: float | None = None
+        self._refused: dict[str, str] = {}  # server -> why it is not known to be halted, where another attempt changes nothing
         self._dropped = threading.Event()
         # its own: the signal that cancelled the recovery must not cancel this
         self._cancellation = Cancellation()
@@ -124,14 +125,17 @@ class SafeState(supervisor.Watch):
 
         job = self._make_job({}, [str(self._gate)]) if first else self._make_job(self._facts, [])
         outcome = runner.run(job, on_event, self._cancellation, self)
-        if outcome.rc == 0:
+        why = {failure.host: f"{failure.name} on {failure.host}: {failure.message}" for failure in failures}
+        away = {failure.host for failure in failures if failure.unreachable}
+        self._refused |= {host: text for host, text in why.items() if host not in away}
+        if outcome.rc == 0 and not self._refused:
             self.proof = Proof(True, "", self.proof.begun)
             return False
         if outcome.overdue:
             reason = f"safe_state.yml did not end within {ATTEMPT_S:.0f} s"
-        elif failures:
-            reason = f"{failures[-1].name} on {failures[-1].host}: {failures[-1].message}"
         else:
-            reason = f"safe_state.yml ended with exit code {outcome.rc}"
+            reason = "; ".join({**self._refused, **why}.values()) or f"safe_state.yml ended with exit code {outcome.rc}"
         self.proof = Proof(False, reason, self.proof.begun)
-        return any(failure.unreachable for failure in failures)
+        # the others are safe, and gave their lease back
+        self._facts["titan_dr_hosts"] = ",".join(sorted(away))
+        return bool(away)

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from titan_dr import processes
@@ -37,10 +37,11 @@ class Seen:
     deadline_at: float | None = None  # epoch seconds
     lease: str | None = None  # the run id that the lease carries: of the run that this one goes on with
     epoch: int = 0  # of the lease
+    taken: dict[str, str] = field(default_factory=dict)  # server -> run id/epoch of its lease
     trading: str | None = None
     resumed: float | None = None
     leaving: float | None = None  # since when the playbook is on its own way into the safe state
-    safe: bool = False  # it got there
+    halted: set[str] = field(default_factory=set)  # servers that got there
     ended: bool = False
     lost: bool = False  # another recovery has the server now
 
@@ -49,8 +50,14 @@ class Seen:
         """There is something to make safe, and it is this run's."""
         return not self.lost and (self.lease is not None or self.trading is not None or self.leaving is not None)
 
+    @property
+    def safe(self) -> bool:
+        """Every server of which it has the lease got there."""
+        return bool(self.halted) and self.taken.keys() <= self.halted
+
     def row(self, row: Mapping[str, Any], now: float) -> None:
         said = row.get("titan_dr") or {}
+        host = str(row.get("host") or "")
         for part in (said, row):
             at = part.get("deadline_at")
             if isinstance(at, (int, float)) and not isinstance(at, bool):
@@ -59,6 +66,8 @@ class Seen:
             # epoch 0 was only looked at
             if isinstance(lease, Mapping) and lease.get("run_id") and lease.get("epoch"):
                 self.lease, self.epoch = str(lease["run_id"]), int(lease["epoch"])
+                if part is said:
+                    self.taken[host] = f"{self.lease}/{self.epoch}"
         if self.lease is not None and said.get("refused"):
             self.lost = True
         if row.get("event") == "safe_state_start":
@@ -69,7 +78,12 @@ class Seen:
         if trading:
             self.trading = trading
             self.resumed = now if trading in RECOVERED else None
-            self.safe = trading == "halted" and self.leaving is not None
+        # a server that does not trade itself says only that it was halted
+        done = trading == "halted" or (not trading and "halt" in said and row.get("status") not in ("failed", "unreachable"))
+        if done and self.leaving is not None:
+            self.halted.add(host)
+        elif trading:
+            self.halted.discard(host)
 
 
 def own_deadline(objectives: Mapping[str, Any], on_breach: object, incident_at: float, started_at: float) -> float | None:
