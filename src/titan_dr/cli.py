@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     drill.add_argument("scenario", metavar="SCENARIO", help="the disaster to cause; `titan-dr scenarios` lists them")
     _run_options(drill, "only try the recovery; the lab's Titan is backed up and struck all the same")
     drill.add_argument("--fault", metavar="NAME", help="how the disaster comes about; `titan-dr faults` lists the ways, the first is the default")
-    drill.add_argument("--profile", choices=("guide", "variant"), default="guide", help="which Titan stands in the lab (default: %(default)s)")
+    drill.add_argument("--profile", choices=("guide", "variant", "split"), default="guide", help="which Titan stands in the lab (default: %(default)s)")
     drill.add_argument("--keys", type=_count, default=10000, metavar="N", help="keys in Redis before the disaster (default: %(default)s)")
     drill.add_argument("--keep", action="store_true", help="leave the lab's hosts up afterwards")
 
@@ -122,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
 
     lab = _command(commands, "lab", "raise, show or remove the lab's hosts", _lab)
     lab.add_argument("action", choices=("up", "status", "down"), help="what to do")
-    lab.add_argument("--profile", choices=("guide", "variant"), default="guide", help="which Titan to raise (default: %(default)s)")
+    lab.add_argument("--profile", choices=("guide", "variant", "split"), default="guide", help="which Titan to raise (default: %(default)s)")
     lab.add_argument("--json", action="store_true", help="print the result as JSON")
 
     show = _command(commands, "report", "print the report of a run again, and exit as that run did", _report, EXIT_CODES)
@@ -313,7 +313,7 @@ def _drill(options: argparse.Namespace) -> int:
 
     _known(options.scenario, options.installed)
     try:
-        faults.find_fault(options.scenario, options.fault)
+        faults.find_fault(options.scenario, options.fault, options.profile)
     except faults.UnknownFault as error:
         raise UsageError(str(error)) from error
     extra = parse_extra_vars(options.extra_vars)

@@ -15,16 +15,13 @@ from typing import Any
 
 import redis
 
-from titan_dr import lab, paths, playbooks, recovery, report, runner
+from titan_dr import lab, playbooks, recovery, report, runner
 from titan_dr.cancel import Cancellation
 from titan_dr.display import Display
 from titan_dr.events import Event, StepFailed
-from titan_dr.lab import faults, oracle, patient
+from titan_dr.lab import faults, oracle, patient, profiles
 from titan_dr.lab.state import LabState, find_state
 
-INVENTORIES = {"guide": "inventories/lab", "variant": "inventories/lab_variant"}
-# The lab's host in each inventory group that a scenario may recover.
-RECOVERED = {"titan_replacement": "replacement", "titan_servers": "titan"}
 REDIS_DB = 1
 SEED_SAMPLE = 10000
 WRITES_BEFORE_BACKUP = 50
@@ -75,13 +72,15 @@ class Drill:
         self.cancellation = cancellation
         self.path = run_dir / report.REPORT_FILE
         objectives = playbooks.scenarios(options.installed)[options.scenario]
-        self.fault = faults.find_fault(options.scenario, options.fault)
-        self.host = RECOVERED[objectives["recovers"]]
+        self.fault = faults.find_fault(options.scenario, options.fault, options.profile)
+        self.titan = profiles.find(options.profile)
+        # where Redis is after the recovery
+        self.host = self.titan.recovered(objectives["recovers"], self.titan.data)
         # without a restore of data nothing may be lost
         self.restores = "redis_restore" in objectives["phases"]
         self.request = recovery.Request(
             scenario=options.scenario,
-            inventory=options.inventory or [str(paths.project_root() / INVENTORIES[options.profile])],
+            inventory=options.inventory or [str(self.titan.folder)],
             run_dir=run_dir,
             kind="drill",
             check=options.check,
@@ -115,7 +114,7 @@ class Drill:
         self.cancellation.check()
         if not self.options.check:
             self._look_at_the_data(disaster_at)
-            if self.restores and self.host == faults.VICTIM and self.report["result"] == "recovered":
+            if self.restores and self.host == self.titan.data and self.report["result"] == "recovered":
                 self._look_for_the_old_data()
             self._look_at_the_heal()
             self._watch_on()
@@ -138,7 +137,7 @@ class Drill:
     def _write_data(self) -> None:
         self._now(f"writing {self.options.keys} keys and starting the writer")
         self.request.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.tunnel = self._tunnel("titan").__enter__()
+        self.tunnel = self._tunnel(self.titan.data).__enter__()
         with self._redis(self.tunnel) as client:
             self.evidence["seeded"] = asdict(oracle.seed(client, self.options.keys))
             self.seeded = oracle.read_seed(client, self._every)

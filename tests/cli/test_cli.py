@@ -15,6 +15,7 @@ import yaml
 from checkout import PASSED, ROOT, SCENARIO, Checkout
 
 from titan_dr import cli, report
+from titan_dr.lab import profiles
 
 
 @pytest.mark.parametrize("command", [[], ["recover"], ["drill"], ["lab"], ["report"], ["scenarios"]])
@@ -64,6 +65,18 @@ def test_wrong_use(arguments: list[str], named: str, checkout: Checkout, monkeyp
     assert cli.main(arguments) == report.USAGE
     assert named in capsys.readouterr().err
     assert not (checkout.root / "runs").exists()
+
+
+def test_a_fault_that_the_profile_cannot_have_is_wrong_use(checkout: Checkout, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["drill", SCENARIO, "--fault", "nothing", "--profile", "split"]) == report.USAGE
+    assert cli.main(["drill", "network_partition", "--profile", "split"]) == report.USAGE
+    assert "cannot be caused on profile split; there it can be destroyed of complete_system_failure" in capsys.readouterr().err
+
+
+def test_every_profile_of_the_lab_can_be_asked_for() -> None:
+    for command in (["drill", SCENARIO], ["lab", "up"]):
+        for profile in profiles.PROFILES:
+            assert cli.parser().parse_args([*command, "--profile", profile]).profile == profile
 
 
 def test_extra_vars() -> None:

@@ -20,7 +20,7 @@ from checkout import PASSED, ROOT, SCENARIO, Checkout
 
 from titan_dr import cli, display, recovery, report, safe_state, supervisor
 from titan_dr.cancel import Cancellation
-from titan_dr.events import Outcome
+from titan_dr.events import Outcome, StepFailed
 
 # Measured on two processors with other work on them: the last process of the run ends 1.6 to 1.8 s after the deadline, and the safe state begins 1.9 to 2.1 s
 # after it; 2.3 and 2.7 s when the controller is stopped (SIGSTOP). What else a machine does must not make a test fail.
@@ -390,6 +390,81 @@ def test_what_a_ledger_says() -> None:
     assert seen.ended and seen.begun
     seen.row({"event": "task", "titan_dr": {"refused": "taken over"}}, 7.0)
     assert not seen.begun
+
+
+def told(host: str, status: str = "ok", **said: Any) -> dict[str, Any]:
+    return {"event": "task", "host": host, "status": status, "titan_dr": said}
+
+
+def test_several_servers_are_safe_when_each_is() -> None:
+    seen = supervisor.Seen()
+    for number, host in enumerate(("data", "core"), 1):
+        seen.row(told(host, lease={"run_id": "r0", "epoch": number}), 1.0)
+        # the halt at the beginning is not the safe state
+        seen.row(told(host, halt={}), 2.0)
+    seen.row({"event": "lease", "run_id": "r0", "epoch": 2}, 2.0)
+    assert seen.taken == {"data": "r0/1", "core": "r0/2"}
+    seen.row({"event": "safe_state_start"}, 3.0)
+    seen.row(told("core", trading="halted", halt={}), 4.0)
+    seen.row(told("data", "failed", halt={}), 4.0)
+    assert not seen.safe
+    # it does not trade itself, so of trading it says nothing
+    seen.row(told("data", halt={}), 5.0)
+    assert seen.safe
+    seen.row(told("core", trading="resumed"), 6.0)
+    assert not seen.safe
+
+
+def stopped(tmp_path: Path, *rows: dict[str, Any]) -> dict[str, Any]:
+    """What the safe state is told after a run with this ledger."""
+    watch = recovery.RunWatch(recovery.Request(SCENARIO, ["i"], tmp_path / "run"), {"limit_s": 60})
+    facts: dict[str, Any] = {}
+
+    class Recorded:
+        released = False
+
+        def release(self, given: dict[str, Any]) -> None:
+            facts.update(given)
+
+    watch.safe_state = Recorded()  # type: ignore[assignment]
+    for line in rows:
+        watch.seen.row(line, 1.0)
+    watch.release("signal")
+    return facts
+
+
+def test_each_server_is_taken_over_by_its_own_epoch(tmp_path: Path) -> None:
+    core, data = told("core", lease={"run_id": "r0", "epoch": 7}), told("data", lease={"run_id": "r0", "epoch": 2})
+    facts = stopped(tmp_path, core, data)
+    assert facts["titan_dr_take_over"] == "r0" and facts["titan_dr_taken"] == {"core": "r0/7", "data": "r0/2"}
+    facts = stopped(tmp_path, core)
+    assert facts["titan_dr_take_over"] == "r0/7" and "titan_dr_taken" not in facts
+
+
+def test_only_the_servers_that_were_away_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others have given their lease back: nothing of the run is to be taken over there any more."""
+    failed = StepFailed("Take", "data", "it is another's")
+    attempts: list[tuple[list[StepFailed], int]] = [([StepFailed("Reach", "core", "no route", unreachable=True), failed], 2), ([], 0)]
+    asked: list[Any] = []
+
+    def make_job(facts: Any, files: Any) -> Any:
+        asked.append(facts.get("titan_dr_hosts"))
+        return facts
+
+    def run(job: Any, on_event: Any, *_: Any) -> Outcome:
+        failures, rc = attempts.pop(0)
+        for failure in failures:
+            on_event(failure)
+        return Outcome(rc, False, "done")
+
+    monkeypatch.setattr(safe_state.runner, "run", run)
+    monkeypatch.setattr(safe_state, "PAUSE_S", 0.0)
+    made = safe_state.SafeState(make_job)
+    made.release({})
+    proof = made.wait()
+    assert asked == [None, "core"]
+    # that core came back makes data not safe
+    assert not proof.halted and proof.reason == "Take on data: it is another's"
 
 
 def test_what_was_resumed_is_not_stopped_by_the_deadline() -> None:

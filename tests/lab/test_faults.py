@@ -18,8 +18,8 @@ import pytest
 
 import exchange_simulator
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _network
-from titan_dr import drill, lab, playbooks
-from titan_dr.lab import LabError, LabState, certificates, faults
+from titan_dr import lab, playbooks
+from titan_dr.lab import LabError, LabState, certificates, faults, profiles
 from titan_dr.lab.engine import Completed
 from titan_dr.lab.faults import network, redis, server
 
@@ -28,7 +28,7 @@ def test_every_scenario_can_be_drilled() -> None:
     scenarios = playbooks.scenarios(installed=False)
     # a rollback is no disaster
     assert set(faults.FAULTS) == set(scenarios) - {"rollback"}
-    assert {objectives["recovers"] for objectives in scenarios.values()} <= set(drill.RECOVERED)
+    assert {objectives["recovers"] for objectives in scenarios.values()} == {"titan_replacement", "titan_servers"}
     for name in faults.FAULTS:
         names = [fault.name for fault in faults.FAULTS[name]]
         assert len(set(names)) == len(names) > 0
@@ -48,13 +48,33 @@ def test_a_fault_that_is_not_known() -> None:
         faults.find_fault("flood")
 
 
+def test_what_cannot_be_done_to_a_titan_on_several_servers() -> None:
+    for scenario in ("complete_system_failure", "database_corruption"):
+        assert faults.find_fault(scenario, profile="split") is faults.FAULTS[scenario][0]
+    with pytest.raises(faults.UnknownFault, match="dns-dead of scenario network_partition cannot be caused on profile split; there it can be destroyed of"):
+        faults.find_fault("network_partition", "dns-dead", "split")
+    for scenario, found in faults.FAULTS.items():
+        assert all({"guide", "variant"} <= set(fault.profiles) <= set(profiles.PROFILES) for fault in found), scenario
+
+
 @pytest.mark.parametrize(("code", "message"), [(0, "is not gone"), (125, "exit code 125")])
 def test_a_host_that_may_still_be_there(monkeypatch: pytest.MonkeyPatch, code: int, message: str) -> None:
-    state: Any = type("State", (), {"host": staticmethod(lambda name: {"name": "titan-lab-x-titan"})})
+    state: Any = type("State", (), {"profile": "guide", "host": staticmethod(lambda name: {"name": "titan-lab-x-titan"})})
     monkeypatch.setattr(server, "load_state", lambda: state)
     engine: Any = type("Engine", (), {"run": staticmethod(lambda *_, **__: Completed([], code))})
     monkeypatch.setattr(server, "find", lambda: engine)
     with pytest.raises(LabError, match=message):
+        server.must_be_gone()
+
+
+def test_every_server_of_a_split_titan_is_destroyed_and_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    state: Any = type("State", (), {"profile": "split", "host": staticmethod(lambda name: {"name": f"x-{name}"})})
+    monkeypatch.setattr(server, "load_state", lambda: state)
+    monkeypatch.setattr(server.hosts, "destroy_host", lambda name: {"host": name, "ssh": "refused"})
+    assert server.destroy() == {"host": "data, core, phases", "ssh": "refused, refused, refused"}
+    engine: Any = type("Engine", (), {"run": staticmethod(lambda *argv, **_: Completed([], 0 if argv[2] == "x-phases" else 1))})
+    monkeypatch.setattr(server, "find", lambda: engine)
+    with pytest.raises(LabError, match="x-phases is not gone"):
         server.must_be_gone()
 
 
@@ -369,6 +389,6 @@ def test_each_network_fault_takes_effect_and_can_be_taken_away(tmp_path: Path, m
             lab.exec("titan", ["sh", "-ec", mend])
             fault.cure()
             assert other not in lab.exec("titan", ["sh", "-ec", "cat /etc/resolv.conf; ip route"]).stdout
-            assert lab.exec("titan", ["cat", "/etc/hosts"]).stdout == lab.hosts.hosts_file(state)
+            assert lab.exec("titan", ["cat", "/etc/hosts"]).stdout == lab.hosts.hosts_file(state, "titan")
     finally:
         lab.down()

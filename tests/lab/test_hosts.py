@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 
 from titan_dr import lab
-from titan_dr.lab import certificates, engine, hosts, images, patient, state, wiring
+from titan_dr.lab import certificates, engine, hosts, images, patient, profiles, state, wiring
 from titan_dr.lab.engine import LabError
 from titan_dr.lab.stage import Stage, ids_of
 from titan_dr.paths import project_root
@@ -266,6 +266,8 @@ def test_up_refuses_names_and_profiles_it_cannot_use(folder: Path) -> None:
         lab.up("guide", print, "a b")
     with pytest.raises(LabError, match="Unknown hosts: x"):
         hosts.up("guide", print, None, ["x"])
+    with pytest.raises(LabError, match="Unknown hosts: titan; there are data, core, phases, data2"):
+        hosts.up("split", print, None, ["titan"])
     assert not folder.exists()
 
 
@@ -278,9 +280,100 @@ def test_ssh_trusts_only_the_labs_keys() -> None:
 # --- patient ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", sorted(patient.PROFILES))
+SERVERS = [(name, server) for name, profile in sorted(profiles.PROFILES.items()) for server in profile.servers]
+
+
+def rendered(profile: str, server: str) -> dict[str, str]:
+    return patient.render_configuration(profile, patient.titan_vars(profile, server), some_state(profile=profile), server)
+
+
+def all_hosts() -> dict[str, Any]:
+    return {host: {"name": host, "address": f"10.213.0.{last}", "image": "x"} for host, last in hosts.ADDRESSES.items()}
+
+
+def test_every_host_of_every_profile_has_an_address_of_its_own() -> None:
+    lasts = [*hosts.ADDRESSES.values(), wiring.VENUES["bybit"].last]
+    assert len(set(lasts)) == len(lasts)
+    for profile in profiles.PROFILES.values():
+        assert set(profile.hosts) <= set(hosts.ADDRESSES)
+        assert {profile.data, profile.trades} <= set(profile.servers)
+        assert profiles.PROFILES[profile.image].image == profile.image
+
+
+def test_only_the_servers_of_a_split_titan_know_each_other_by_its_names() -> None:
+    of_split = some_state(profile="split", hosts=all_hosts())
+    for name in ("data", "core", "phases"):
+        assert "10.213.0.20 titan-data\n10.213.0.21 titan-core\n10.213.0.22 titan-phases\n" in hosts.hosts_file(of_split, name)
+    # a replacement learns them from the recovery
+    for name in ("data2", "core2", "phases2", "backup", "exchange"):
+        assert "titan-" not in hosts.hosts_file(of_split, name) and "10.213.0.20 data\n" in hosts.hosts_file(of_split, name)
+    assert "titan-" not in hosts.hosts_file(some_state(hosts=all_hosts()), "titan")
+
+
+def test_a_split_titan_finds_its_servers_by_name_and_each_has_only_its_own_part() -> None:
+    data, core, phases = (rendered("split", server) for server in ("data", "core", "phases"))
+    assert set(data) == {"redis.conf"} and "bind 127.0.0.1 titan-data\n" in data["redis.conf"] and "requirepass " in data["redis.conf"]
+    own = {"ecosystem.config.js", "secrets.json"}
+    assert set(core) == {"brain.config.json", "shared.config.json", *own}
+    assert set(phases) == {"phase1.config.json", "phase2.config.json", "phase3.config.json", *own}
+    for files in (core, phases):
+        configs = [json.loads(text) for name, text in files.items() if name.endswith(".config.json")]
+        assert {config["redis"]["host"] for config in configs} == {"titan-data"}
+        assert all(f"'{config['service']}'" in files["ecosystem.config.js"] for config in configs)
+    assert json.loads(core["shared.config.json"])["host"] == "0.0.0.0"
+    assert "host" not in json.loads(core["brain.config.json"])
+    assert json.loads(phases["phase2.config.json"])["signalUrl"] == "http://titan-core:3001/signal"
+    # who does not trade has no keys
+    assert json.loads(phases["secrets.json"])["exchanges"] == {} != json.loads(core["secrets.json"])["exchanges"]
+
+
+def test_each_server_of_a_split_titan_belongs_to_its_own_environment() -> None:
+    for server, trades in (("data", False), ("core", True), ("phases", False)):
+        stage = Stage()
+        patient.configure(stage, {"titan": (999, 999), "redis": (998, 998)}, some_state(profile="split"), server)
+        assert json.loads(stage.entries[patient.OWNER][1])["environment_id"] == f"titan-lab-{server}"
+        assert ("/opt/titan/config/exchange-ca.pem" in stage.entries) is trades
+        assert ("/etc/redis/redis.conf" in stage.entries) is (server == "data")
+    stage = Stage()
+    patient.configure(stage, {"titan": (999, 999), "redis": (998, 998)}, some_state(), "titan")
+    assert patient.OWNER not in stage.entries and "/opt/titan/config/exchange-ca.pem" in stage.entries
+
+
+@pytest.mark.parametrize(("server", "present"), [("data", {"redis"}), ("core", {"pm2"}), ("phases", {"pm2"})])
+def test_a_server_of_a_split_titan_keeps_its_own_part_of_the_image(server: str, present: set[str]) -> None:
+    titan = patient.titan_vars("split", server)
+    assert titan["titan_server"] == profiles.server_name(server) and patient.kinds(titan) == present
+    told: list[str] = []
+    podman: Any = type("Engine", (), {"exec": staticmethod(lambda _container, argv, **_: told.append(argv[-1]))})
+    patient.trim(podman, "x", "split", server)
+    assert ("disable --quiet --now redis-server" in told[0]) is (present == {"pm2"})
+    assert ("disable --quiet --now pm2-titan" in told[0] and "/opt/titan/* /opt/pm2" in told[0]) is (present == {"redis"})
+
+
+@pytest.mark.parametrize(
+    ("stdout", "stderr", "code", "complaint"),
+    [
+        ("NOAUTH Authentication required.\n", "", 0, None),
+        ("", "Could not connect to Redis at 127.0.0.1:6379: Connection refused\n", 1, "Connection refused"),
+        ("", "", 0, "said nothing"),
+        ("PONG\n", "", 0, "PONG"),
+    ],
+)
+def test_a_server_with_redis_alone_is_healthy_when_it_asks_for_the_password(stdout: str, stderr: str, code: int, complaint: str | None) -> None:
+    done = engine.Completed([], code, stdout, stderr)
+    podman: Any = type("Engine", (), {"exec": staticmethod(lambda *_, **__: done)})
+    found = patient.complaint(podman, "x", "split", "data")
+    assert found is None if complaint is None else complaint in str(found)
+
+
+def test_a_host_that_is_no_server_has_no_configuration() -> None:
+    with pytest.raises(LabError, match="data2 is no server of profile split; it has data, core, phases"):
+        patient.render_configuration("split", patient.titan_vars("split"), some_state(profile="split"), "data2")
+
+
+@pytest.mark.parametrize("profile", ["guide", "variant"])
 def test_configuration_of_each_profile_renders(profile: str) -> None:
-    files = patient.render_configuration(profile, patient.titan_vars(profile), some_state(profile=profile))
+    files = rendered(profile, "titan")
     secrets = json.loads(files["secrets.json"])
     assert secrets["redisPassword"] == some_state().redis_password
     assert secrets["exchanges"]["bybit"] == {"apiKey": "k2", "apiSecret": "s2"}
@@ -294,39 +387,54 @@ def test_configuration_of_each_profile_renders(profile: str) -> None:
             json.loads(text)
 
 
-@pytest.mark.parametrize("profile", sorted(patient.PROFILES))
-def test_variables_are_filled_in(profile: str) -> None:
-    titan = patient.titan_vars(profile)
+@pytest.mark.parametrize(("profile", "server"), SERVERS)
+def test_variables_are_filled_in(profile: str, server: str) -> None:
+    titan = patient.titan_vars(profile, server)
     assert titan["titan_ecosystem"] == f"{titan['titan_home']}/config/ecosystem.config.js"
     assert titan["titan_pm2_unit"] == f"pm2-{titan['titan_user']}"
     checks = patient.health_checks(titan)
-    assert len({check["name"] for check in checks}) == len(checks) >= 3
+    wanted = {"data": 0, "core": 4, "phases": 3}.get(server, 3)
+    assert len({check["name"] for check in checks}) == len(checks) >= wanted
     assert all(check["url"].startswith("http://127.0.0.1:") and check["expect"] for check in checks)
 
 
-@pytest.mark.parametrize("name", sorted(patient.PROFILES.values()))
+@pytest.mark.parametrize("name", sorted(profiles.PROFILES))
 def test_inventory_reads_the_running_lab(name: str, folder: Path) -> None:
-    hosts_of = {host: {"name": host, "address": f"10.213.0.{last}", "image": "x"} for host, last in hosts.ADDRESSES.items()}
-    state.save_state(some_state(hosts=hosts_of))
-    inventory = project_root() / "inventories" / name
+    profile = profiles.PROFILES[name]
+    state.save_state(some_state(hosts=all_hosts()))
+    inventory = profile.folder
     (folder / "ansible.cfg").touch()  # nobody's settings
     environment = {**os.environ, "ANSIBLE_CONFIG": str(folder / "ansible.cfg")}
     ansible = patient.ansible_playbook().removesuffix("-playbook")
     listed = subprocess.run([f"{ansible}-inventory", "-i", str(inventory), "--list"], capture_output=True, text=True, timeout=60, check=True, env=environment)
     groups = json.loads(listed.stdout)
-    assert (groups["titan_servers"]["hosts"], groups["titan_replacement"]["hosts"]) == (["titan"], ["replacement"])
+    assert (groups["titan_servers"]["hosts"], groups["titan_replacement"]["hosts"]) == (list(profile.servers), list(profile.replacements.values()))
     known = "{{ titan_venues[1].rest }}|{{ titan_venues[1].addresses[0] }}|{{ titan_network.resolvers[0] }}|{{ titan_network.routes[1].values() | join('~') }}"
     shown = "msg={{ ansible_host }}|{{ ansible_ssh_common_args }}|" + known
-    argv = [ansible, "all", "-i", str(inventory), "-m", "ansible.builtin.debug", "-a", shown]
+    trading = f"{profile.trades},{profile.replacements[profile.trades]}"
+    argv = [ansible, trading, "-i", str(inventory), "-m", "ansible.builtin.debug", "-a", shown]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True, env=environment)
-    assert "10.213.0.10|" in done.stdout
-    assert "10.213.0.11|" in done.stdout
+    for host in trading.split(","):
+        assert f"10.213.0.{hosts.ADDRESSES[host]}|" in done.stdout
     assert "UserKnownHostsFile=/h " in done.stdout
     assert f"|{BYBIT}|10.213.0.14|10.213.0.12|10.213.0.14~10.213.0.12" in done.stdout
     # the services find the exchanges where the recovery does
-    profile = next(profile for profile, folder in patient.PROFILES.items() if folder == name)
-    configs = {Path(item["config"]).name for item in patient.titan_vars(profile)["titan_components"]}
-    assert configs <= set(patient.render_configuration(profile, patient.titan_vars(profile), some_state(profile=profile)))
+    for server in profile.servers:
+        configs = {Path(item["config"]).name for item in patient.here(patient.titan_vars(name, server))}
+        assert configs and configs <= set(rendered(name, server))
+
+
+def test_the_replacements_of_a_split_titan_are_told_their_new_addresses(folder: Path) -> None:
+    state.save_state(some_state(profile="split", hosts=all_hosts()))
+    (folder / "ansible.cfg").touch()
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(folder / "ansible.cfg")}
+    ansible = patient.ansible_playbook().removesuffix("-playbook")
+    argv = [ansible, "titan_replacement", "-i", str(profiles.PROFILES["split"].folder), "-m", "ansible.builtin.debug"]
+    shown = "msg={{ titan_server }}={{ titan_server_addresses[titan_server] }}={{ ansible_host }}={{ titan_environment_id }}"
+    done = subprocess.run([*argv, "-a", shown], capture_output=True, text=True, timeout=60, check=True, env=environment)
+    for server, new in profiles.PROFILES["split"].replacements.items():
+        address = f"10.213.0.{hosts.ADDRESSES[new]}"
+        assert f"titan-{server}={address}={address}=titan-lab-{server}" in done.stdout
 
 
 # --- certificates and names ---------------------------------------------------------------------------------------------

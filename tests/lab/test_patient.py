@@ -40,6 +40,9 @@ VALUES: dict[str, Any] = {
     "environment_id": "titan-test",
     "exchange_keys": {venue: {"api_key": f"{venue}-key", "api_secret": f"{venue}-secret"} for venue in ("binance", "bybit")},
     "exchanges": {"binance": "localhost:9001", "bybit": "localhost:9002"},
+    "several": False,
+    "hosts": dict.fromkeys(("redis", "titan-brain", "titan-shared"), "127.0.0.1"),
+    "apps": ["brain", "shared", "phase1", "phase2", "phase3"],
 }
 EXCHANGE_CA, SHOWN = certificates.make(["localhost"])
 PORTS = {"guide": [3000, 3001, 3002, 3003, 3004], "variant": [8080, 3100, 8081]}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from titan_dr import lab
-from titan_dr.lab import oracle
+from titan_dr.lab import oracle, profiles
 from titan_dr.lab.state import LabState
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,16 +60,17 @@ def sh(host: str, script: str) -> str:
 
 
 @contextlib.contextmanager
-def titan_with_restore_points(folder: Path, count: int) -> Iterator[LabState]:
+def titan_with_restore_points(folder: Path, count: int, profile: str = "guide") -> Iterator[LabState]:
     """A Titan with data, so many restore points, and something written after each."""
-    raised = lab.up("guide", print, None)
+    titan = profiles.find(profile)
+    raised = lab.up(profile, print, None)
     try:
-        with oracle.Tunnel(f"{raised.ssh['user']}@{raised.host('titan')['address']}", lab.ssh_options(raised)) as tunnel:
+        with oracle.Tunnel(f"{raised.ssh['user']}@{raised.host(titan.data)['address']}", lab.ssh_options(raised)) as tunnel:
             writer = oracle.Writer(tunnel.host, tunnel.port, raised.redis_password, 1, folder / "acknowledged.jsonl")
             writer.start()
             writer.wait_acknowledged(20, timeout=30)
             for number in range(count):
-                backup = Run(folder / f"backup{number}", "backup")
+                backup = Run(folder / f"backup{number}", "backup", inventory=titan.folder)
                 assert backup.rc == 0, backup.output
                 writer.wait_acknowledged(60, timeout=30)
             writer.stop()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The lab's four hosts: up, status, down, and what drills do to single hosts."""
+"""The lab's hosts: up, status, down, and what drills do to single hosts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from titan_dr.lab import images, patient, wiring
+from titan_dr.lab import images, patient, profiles, wiring
 from titan_dr.lab.engine import Completed, Engine, LabError, detect, find, run_process, wait_for
 from titan_dr.lab.images import SFTP_USER, Progress, copy_in
 from titan_dr.lab.stage import Stage
@@ -33,6 +33,7 @@ from titan_dr.paths import lab_dir, lab_sources
 
 # Host name -> last part of its address. Fixed, so that a host destroyed and made again is found where it was.
 ADDRESSES = {"titan": 10, "replacement": 11, "backup": 12, "exchange": 13}
+ADDRESSES |= {"data": 20, "core": 21, "phases": 22, "data2": 30, "core2": 31, "phases2": 32}
 SUBNETS = [ipaddress.IPv4Network(f"10.213.{n}.0/24") for n in range(256)]
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,80}")
 S3_PORT, S3_BUCKET, S3_REGION = 8333, "titan-backups", "us-east-1"
@@ -94,15 +95,16 @@ class LabStatus:
 # --- up -----------------------------------------------------------------------------------------------------------------
 
 
-def up(profile: str, progress: Progress, run_id: str | None = None, hosts: Sequence[str] = tuple(ADDRESSES)) -> LabState:
+def up(profile: str, progress: Progress, run_id: str | None = None, hosts: Sequence[str] | None = None) -> LabState:
     """Start the lab and return when every host really answers. Whatever stops it half way, nothing is left behind."""
-    patient.check_profile(profile)
+    wanted = profiles.find(profile)
+    hosts = wanted.hosts if hosts is None else hosts
     run_id = run_id or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-lab-{secrets.token_hex(2)}"
     if not RUN_ID.fullmatch(run_id):
         raise LabError(f"{run_id!r} cannot be part of a container's name: letters, digits, dot, dash and underscore only")
-    unknown = set(hosts) - set(ADDRESSES)
+    unknown = set(hosts) - set(wanted.hosts)
     if unknown:
-        raise LabError(f"Unknown hosts: {', '.join(sorted(unknown))}; there are {', '.join(ADDRESSES)}")
+        raise LabError(f"Unknown hosts: {', '.join(sorted(unknown))}; there are {', '.join(wanted.hosts)}")
     engine = detect()
     with _own_lab(), _terminable():
         old = find_state()
@@ -111,11 +113,11 @@ def up(profile: str, progress: Progress, run_id: str | None = None, hosts: Seque
         for item in _remove(engine):
             progress(f"removed a leftover of an earlier run: {item}")
         base, engine = images.base(engine, progress)
-        services = images.services(engine, base, progress) if {"backup", "exchange"} & set(hosts) else base
-        production = patient.image(engine, base, profile, progress) if "titan" in hosts else base
-        made_of = {"titan": production, "replacement": base, "backup": services, "exchange": services}
+        services = images.services(engine, base, progress) if set(profiles.AROUND) & set(hosts) else base
+        production = patient.image(engine, base, profile, progress) if set(wanted.servers) & set(hosts) else base
+        made_of = {name: production if name in wanted.servers else services if name in profiles.AROUND else base for name in wanted.hosts}
         try:
-            state = _prepare(engine, profile, run_id, {name: made_of[name] for name in ADDRESSES if name in hosts})
+            state = _prepare(engine, profile, run_id, {name: image for name, image in made_of.items() if name in hosts})
             progress(f"starting {', '.join(state.hosts)} in {state.subnet}, which has no way out")
             _start_all(engine, state, progress)
             state.ready = True
@@ -212,7 +214,7 @@ def _start_all(engine: Engine, state: LabState, progress: Progress) -> None:
         say(f"  {name} answers after {time.monotonic() - begun:.1f} s")
 
     _together([lambda name=name: one(name) for name in state.hosts], stop)  # type: ignore[misc]
-    closed = [name for name in state.hosts if name in ("titan", "replacement")] or list(state.hosts)
+    closed = [name for name in state.hosts if name not in profiles.AROUND] or list(state.hosts)
     _together([lambda name=name: state.isolation.__setitem__(name, prove_isolated(engine, state, name)) for name in closed], stop)  # type: ignore[misc]
     say(f"  no way out of {', '.join(closed)}: proven")
 
@@ -254,7 +256,7 @@ def mac_of(address: str) -> str:
 
 
 def _stage(engine: Engine, state: LabState, name: str) -> Stage:
-    stage = base_stage(name, (lab_dir() / "id_ed25519.pub").read_text(), _host_key_file(name), hosts_file(state))
+    stage = base_stage(name, (lab_dir() / "id_ed25519.pub").read_text(), _host_key_file(name), hosts_file(state, name))
     names = {venue["name"]: venue["address"] for venue in state.venues.values()}
     if name == "backup":
         identity = {
@@ -282,8 +284,8 @@ def _stage(engine: Engine, state: LabState, name: str) -> Stage:
         stage.unit("titan-exchange.service", (exchanges / "titan-exchange.service").read_text())
     elif "exchange" in state.hosts:
         stage.file("/etc/resolv.conf", resolv_conf(state))
-    if name == "titan":
-        patient.configure(stage, patient.owners(engine, state.hosts[name]["image"]), state)
+    if name in profiles.find(state.profile).servers:
+        patient.configure(stage, patient.owners(engine, state.hosts[name]["image"]), state, name)
     return stage
 
 
@@ -291,9 +293,12 @@ def resolv_conf(state: LabState) -> str:
     return f"nameserver {state.host('exchange')['address']}\n"
 
 
-def hosts_file(state: LabState) -> str:
-    """The hosts know each other; the exchanges are known by DNS alone."""
-    return "127.0.0.1 localhost\n" + "".join(f"{host['address']} {name}\n" for name, host in sorted(state.hosts.items()))
+def hosts_file(state: LabState, name: str) -> str:
+    """The hosts know each other; the exchanges are known by DNS alone. The servers of a split Titan, and no others, know theirs by name."""
+    servers = profiles.find(state.profile).servers
+    names = [(profiles.server_name(server), server) for server in servers if name in servers and len(servers) > 1 and server in state.hosts]
+    pairs = [*((known, known) for known in sorted(state.hosts)), *names]
+    return "127.0.0.1 localhost\n" + "".join(f"{state.hosts[host]['address']} {known}\n" for known, host in pairs)
 
 
 def base_stage(name: str, client_key: str, host_key: Path, names: str = "127.0.0.1 localhost\n") -> Stage:
@@ -318,11 +323,13 @@ def _wait_host(engine: Engine, state: LabState, name: str, stop: threading.Event
         engine.exec(host["name"], ["nft", "list", "table", "ip", wiring.ROUTER])
     elif name == "exchange":
         wait_for("the exchange simulators", SERVICE_DEADLINE_S, lambda: _http_complaint(f"{state.exchange_control}/state"), stop)
-    elif name == "titan":
+    elif name in (titan := profiles.find(state.profile)).servers:
         if first:
-            patient.start(engine, host["name"], state.profile)
-        wait_for("titan", TITAN_DEADLINE_S, lambda: patient.complaint(engine, host["name"], state.profile), stop, interval=0.4)
-        if first and "exchange" in state.hosts:
+            if titan.split:
+                patient.trim(engine, host["name"], state.profile, name)
+            patient.start(engine, host["name"], state.profile, name)
+        wait_for(name, TITAN_DEADLINE_S, lambda: patient.complaint(engine, host["name"], state.profile, name), stop, interval=0.4)
+        if first and "exchange" in state.hosts and name == titan.trades:
             # Before its first trade Redis is empty, and there would be nothing to back up.
             wait_for("a first trade", TITAN_DEADLINE_S, lambda: _trade_complaint(f"{state.exchange_control}/log"), stop, interval=0.4)
 

@@ -16,14 +16,13 @@ from typing import Any
 import jinja2
 import yaml
 
-from titan_dr.lab import images
+from titan_dr.lab import images, profiles
 from titan_dr.lab.engine import Engine, LabError, run_process, wait_for
 from titan_dr.lab.images import Progress
 from titan_dr.lab.stage import Stage, ids_of
 from titan_dr.lab.state import Host, LabState, private_file
 from titan_dr.paths import lab_dir, lab_sources, project_root
 
-PROFILES = {"guide": "lab", "variant": "lab_variant"}
 ROLES = ("titan", "provision", "dependencies", "app_restore")
 NEEDED = (
     "titan_environment_id",
@@ -37,6 +36,7 @@ NEEDED = (
     "titan_pm2_unit",
 )
 BUILD_TIMEOUT_S = 1200.0
+OWNER = "/var/lib/titan-dr/owner.json"
 
 # Runs in the host: the services listen on its loopback address only.
 HEALTH_PROBE = """
@@ -66,19 +66,22 @@ print(json.dumps(bad))
 """
 
 
-def check_profile(profile: str) -> None:
-    if profile not in PROFILES:
-        raise LabError(f"Unknown profile {profile!r}; there are {', '.join(PROFILES)}")
-
-
 def inventory_vars(profile: str) -> Path:
-    return project_root() / "inventories" / PROFILES[profile] / "group_vars" / "all" / "titan.yml"
+    return profiles.find(profile).folder / "group_vars" / "all" / "titan.yml"
 
 
-def titan_vars(profile: str) -> dict[str, Any]:
-    """The nouns of this Titan: the role's defaults, what its inventory says otherwise, and the role's own templates filled in."""
+def server_vars(profile: str, server: str) -> list[Path]:
+    """What the inventory of a split Titan says of one of its servers alone."""
+    found = profiles.find(profile)
+    return [found.folder / "group_vars" / f"titan_{server}" / "titan.yml"] if found.split else []
+
+
+def titan_vars(profile: str, server: str | None = None) -> dict[str, Any]:
+    """The nouns of this Titan (on a server of a split one; of itself the one with the data): the role's defaults, what its inventory says
+    otherwise, and the role's own templates filled in."""
     merged: dict[str, Any] = {}
-    for path in (project_root() / "roles" / "titan" / "defaults" / "main.yml", inventory_vars(profile)):
+    own = server_vars(profile, server or profiles.find(profile).data)
+    for path in (project_root() / "roles" / "titan" / "defaults" / "main.yml", inventory_vars(profile), *own):
         try:
             data = yaml.safe_load(path.read_text())
         except FileNotFoundError as exc:
@@ -86,7 +89,7 @@ def titan_vars(profile: str) -> dict[str, Any]:
         except yaml.YAMLError as exc:
             raise LabError(f"{path} is not YAML: {exc}") from exc
         merged.update(data or {})
-    found = {key: value for key, value in merged.items() if key in (*NEEDED, "titan_probes")}
+    found = {key: value for key, value in merged.items() if key in (*NEEDED, "titan_probes", "titan_server")}
     missing = [key for key in NEEDED if not found.get(key)]
     if missing:
         raise LabError(f"The inventory of profile {profile} lacks {', '.join(missing)}")
@@ -134,7 +137,7 @@ def tag_of(profile: str) -> str:
 
 def image(engine: Engine, base: str, profile: str, progress: Progress) -> str:
     """The production server without its configuration and its data, as the collection's roles install it."""
-    check_profile(profile)
+    profile = profiles.find(profile).image
     titan_vars(profile)
     tag = tag_of(profile)
     if engine.image_exists(tag):
@@ -269,22 +272,27 @@ def owners(engine: Engine, image_name: str) -> dict[str, tuple[int, int]]:
     return dict(ids_of(done.stdout))
 
 
-def configure(stage: Stage, ids: dict[str, tuple[int, int]], state: LabState) -> None:
-    """The patient's configuration and secrets, in its own places."""
-    titan = titan_vars(state.profile)
+def configure(stage: Stage, ids: dict[str, tuple[int, int]], state: LabState, server: str) -> None:
+    """The configuration and the secrets of one of the patient's servers, in its own places."""
+    titan = titan_vars(state.profile, server)
     user = titan["titan_user"]
     for name in (user, "redis"):
         if name not in ids:
             raise LabError(f"The production image has no user {name}: `make clean` and build it again")
-    stage.directory(titan["titan_redis"]["data_dir"], 0o750, ids["redis"])
+    files = render_configuration(state.profile, titan, state, server)
     folder = str(Path(titan["titan_ecosystem"]).parent)
-    stage.directory(folder, 0o750, ids[user])
-    for name, text in render_configuration(state.profile, titan, state).items():
-        if name == "redis.conf":
-            stage.file(titan["titan_redis"]["config"], text, 0o640, ids["redis"])
-        else:
-            stage.file(f"{folder}/{name}", text, 0o600 if "secret" in name else 0o640, ids[user])
-    stage.file(exchange_ca(titan), state.exchange_ca, 0o640, ids[user])
+    if "redis.conf" in files:
+        stage.directory(titan["titan_redis"]["data_dir"], 0o750, ids["redis"])
+        stage.file(titan["titan_redis"]["config"], files.pop("redis.conf"), 0o640, ids["redis"])
+    if files:
+        stage.directory(folder, 0o750, ids[user])
+    for name, text in files.items():
+        stage.file(f"{folder}/{name}", text, 0o600 if "secret" in name else 0o640, ids[user])
+    if profiles.find(state.profile).split:
+        # the image says whose it is: of the environment that it was built for
+        stage.file(OWNER, json.dumps({"environment_id": titan["titan_environment_id"], "run_id": "lab"}) + "\n")
+    if server == profiles.find(state.profile).trades:
+        stage.file(exchange_ca(titan), state.exchange_ca, 0o640, ids[user])
 
 
 def exchange_ca(titan: dict[str, Any]) -> str:
@@ -292,18 +300,28 @@ def exchange_ca(titan: dict[str, Any]) -> str:
     return str(Path(titan["titan_ecosystem"]).with_name("exchange-ca.pem"))
 
 
-def render_configuration(profile: str, titan: dict[str, Any], state: LabState) -> dict[str, str]:
-    """File name -> content, from the profile's templates; an undefined variable is an error."""
-    templates = lab_sources() / "titan" / "profiles" / profile
-    sources = [templates / "redis.conf.j2", *sorted((templates / "config").glob("*"))]
+def render_configuration(profile: str, titan: dict[str, Any], state: LabState, server: str) -> dict[str, str]:
+    """File name -> content, what this server has of the profile's templates; an undefined variable is an error."""
+    known = profiles.find(profile)
+    if server not in known.servers:
+        raise LabError(f"{server} is no server of profile {profile}; it has {', '.join(known.servers)}")
+    templates = lab_sources() / "titan" / "profiles" / known.image
+    ours, present = here(titan), kinds(titan)
+    elsewhere = {f"{Path(item['config']).name}.j2" for item in titan["titan_components"] if item not in ours and item.get("config")}
+    sources = [templates / "redis.conf.j2"] if "redis" in present else []
+    if "pm2" in present:
+        sources += [path for path in sorted((templates / "config").iterdir()) if path.name not in elsewhere]
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False)
     environment.filters["to_json"] = json.dumps
     variables = {
         "environment_id": titan["titan_environment_id"],
         "redis_password": state.redis_password,
         "redis_config_command": state.redis_config_command,
-        "exchanges": {venue: f"{known['name']}:{known['port']}" for venue, known in state.venues.items()},
-        "exchange_keys": state.exchange_keys,
+        "exchanges": {venue: f"{at['name']}:{at['port']}" for venue, at in state.venues.items()},
+        "exchange_keys": state.exchange_keys if server == known.trades else {},
+        "several": known.split,
+        "hosts": {item["name"]: "127.0.0.1" if item in ours else item["server"] for item in titan["titan_components"]},
+        "apps": [item["app"].removeprefix("titan-") for item in ours if item["kind"] == "pm2"],
     }
     try:
         return {path.name.removesuffix(".j2"): environment.from_string(path.read_text()).render(variables) for path in sources}
@@ -311,14 +329,43 @@ def render_configuration(profile: str, titan: dict[str, Any], state: LabState) -
         raise LabError(f"The configuration of profile {profile} cannot be rendered: {exc}") from exc
 
 
-def start(engine: Engine, container: str, profile: str) -> None:
+def kinds(titan: dict[str, Any]) -> set[str]:
+    """What runs on this server: redis, pm2."""
+    return {item["kind"] for item in here(titan)}
+
+
+def here(titan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [item for item in titan["titan_components"] if item.get("server", "") in ("", titan.get("titan_server", ""))]
+
+
+def trim(engine: Engine, container: str, profile: str, server: str) -> None:
+    """The image has all of a Titan on it: a server of a split one keeps its own part."""
+    titan = titan_vars(profile, server)
+    present = kinds(titan)
+    commands = []
+    if "redis" not in present:
+        commands += ["systemctl disable --quiet --now redis-server", "rm -rf /etc/redis /var/lib/redis"]
+    if "pm2" not in present:
+        unit = titan["titan_pm2_unit"]
+        commands += [
+            f"systemctl disable --quiet --now {unit}",
+            f"rm -rf /etc/systemd/system/{unit}.service {titan['titan_home']}/* {titan['titan_pm2_prefix']}",
+        ]
+    engine.exec(container, ["sh", "-ec", "\n".join([*commands, "systemctl daemon-reload", "systemctl reset-failed"])], timeout=60)
+
+
+def start(engine: Engine, container: str, profile: str, server: str) -> None:
     """What an operator does once after the first deployment; later boots bring back what is saved here."""
-    titan = titan_vars(profile)
+    titan = titan_vars(profile, server)
+    present = kinds(titan)
     pm2 = f"{titan['titan_pm2_prefix']}/node_modules/pm2/bin/pm2"
     environment = [f"HOME={titan['titan_home']}", f"PM2_HOME={titan['titan_pm2_home']}", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
     as_user = ["runuser", "-u", titan["titan_user"], "--", "env", "-i", *environment, "PM2_DISCRETE_MODE=true"]
     # The daemon is the unit's: a pm2 command would spawn another one where there is none.
-    engine.exec(container, ["systemctl", "start", titan["titan_redis"]["unit"], titan["titan_pm2_unit"]], timeout=90)
+    units = [*([titan["titan_redis"]["unit"]] if "redis" in present else []), *([titan["titan_pm2_unit"]] if "pm2" in present else [])]
+    engine.exec(container, ["systemctl", "start", *units], timeout=90)
+    if "pm2" not in present:
+        return
     engine.exec(container, [*as_user, pm2, "start", titan["titan_ecosystem"], "--silent"], timeout=120)
     engine.exec(container, [*as_user, pm2, "save", "--silent"], timeout=30)
 
@@ -327,15 +374,20 @@ def health_checks(titan: dict[str, Any]) -> list[dict[str, Any]]:
     """What the inventory expects of each required component that listens, and its further probes."""
     checks = [
         {**item["health"], "name": item["name"], "url": f"http://127.0.0.1:{item['port']}{item['health']['path']}"}
-        for item in titan["titan_components"]
+        for item in here(titan)
         if item.get("port") and item.get("health") and item.get("required", True)
     ]
     return [*checks, *(titan.get("titan_probes") or [])] if checks else []
 
 
-def complaint(engine: Engine, container: str, profile: str) -> str | None:
-    """What keeps the patient from being healthy by its own inventory, or None."""
-    checks = health_checks(titan_vars(profile))
+def complaint(engine: Engine, container: str, profile: str, server: str) -> str | None:
+    """What keeps this server of the patient from being healthy by its own inventory, or None."""
+    titan = titan_vars(profile, server)
+    if kinds(titan) == {"redis"}:
+        # with a password it answers that it wants one: it lives
+        done = engine.exec(container, ["redis-cli", "ping"], timeout=20, check=False)
+        return None if "NOAUTH" in done.stdout + done.stderr else (done.stderr or done.stdout).strip() or "redis-cli said nothing"
+    checks = health_checks(titan)
     if not checks:
         return f"the inventory of profile {profile} names no health to ask for"
     done = engine.exec(container, ["/usr/bin/python3", "-c", HEALTH_PROBE], stdin=json.dumps(checks).encode(), timeout=60, check=False)

@@ -20,12 +20,19 @@ FAULTS: Mapping[str, tuple[Fault, ...]] = {
 }
 
 
-def find_fault(scenario: str, name: str | None = None) -> Fault:
+def find_fault(scenario: str, name: str | None = None, profile: str = "guide") -> Fault:
     """By name; without one that of a plain drill."""
     known = FAULTS.get(scenario, ())
     if not known:
         raise UnknownFault(f"The lab has no fault for scenario {scenario}; it has some for {', '.join(FAULTS)}")
     for fault in known:
         if name in (None, fault.name):
+            if profile not in fault.profiles:
+                raise UnknownFault(f"The fault {fault.name} of scenario {scenario} cannot be caused on profile {profile}; {_possible(profile)}")
             return fault
     raise UnknownFault(f"There is no fault {name} in scenario {scenario}; there are {', '.join(fault.name for fault in known)}")
+
+
+def _possible(profile: str) -> str:
+    found = {scenario: [fault.name for fault in known if profile in fault.profiles] for scenario, known in FAULTS.items()}
+    return "there it can be " + "; ".join(f"{', '.join(names)} of {scenario}" for scenario, names in found.items() if names)

@@ -9,7 +9,10 @@ from typing import Any, Literal
 
 from titan_dr.lab.engine import LabError
 
+# The server of a Titan on one; what is meant for it alone cannot be done to one on several.
 VICTIM = "titan"
+ONE_SERVER = ("guide", "variant")
+ANY = (*ONE_SERVER, "split")
 
 
 class UnknownFault(LabError):
@@ -25,6 +28,7 @@ class Fault:
     `heal`: what mends itself in the world outside, `heal_after_s` seconds after the strike. Trading may not resume before.
     `halted_venues`: the exchanges on which it stays halted though it resumes on the others.
     `extra_vars`: what the recovery must be told besides, as an operator would; a value may be a template.
+    `profiles`: the Titans to which it can be done.
     `cure`: the lab as if it had never been, with what a recovery changed on the server for its sake: tests cause many in one lab.
     """
 
@@ -41,3 +45,4 @@ class Fault:
     halted_venues: tuple[str, ...] = ()
     extra_vars: Mapping[str, Any] = field(default_factory=dict)
     cure: Callable[[], object] = dict
+    profiles: tuple[str, ...] = ONE_SERVER

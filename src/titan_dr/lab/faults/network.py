@@ -258,7 +258,7 @@ def cure() -> None:
     state = load_state()
     addresses = [venue["address"] for venue in state.venues.values()]
     _shell(VICTIM, "; ".join(f"ip route flush root {address}/32 type {kind}" for address in addresses for kind in ("unicast", "blackhole")))
-    for path, text in (("/etc/resolv.conf", hosts.resolv_conf(state)), ("/etc/hosts", hosts.hosts_file(state))):
+    for path, text in (("/etc/resolv.conf", hosts.resolv_conf(state)), ("/etc/hosts", hosts.hosts_file(state, VICTIM))):
         _shell(VICTIM, f"cat > {path}", text)
     seen({})
 

@@ -7,9 +7,9 @@ import json
 from functools import partial
 from typing import Any
 
-from titan_dr.lab import hosts, patient
+from titan_dr.lab import hosts, patient, profiles
 from titan_dr.lab.engine import LabError
-from titan_dr.lab.faults.base import VICTIM, Fault
+from titan_dr.lab.faults.base import ANY, Fault
 from titan_dr.lab.state import load_state
 
 # Runs on the server, because Redis listens on its loopback address only and its files belong to it. Reads its orders from standard input.
@@ -201,11 +201,12 @@ print(json.dumps(found))
 
 
 def to_redis(action: str) -> dict[str, str]:
-    """Do this to the server's Redis; it fails when the effect cannot be seen."""
+    """Do this to the Redis of the server that has it; it fails when the effect cannot be seen."""
     state = load_state()
     nouns = patient.titan_vars(state.profile)["titan_redis"]
     order = {"action": action, "password": state.redis_password, "data_dir": nouns["data_dir"], "unit": nouns["unit"]}
-    done = hosts.exec(VICTIM, ["/usr/bin/python3", "-c", REDIS_FAULT], input=json.dumps(order), timeout=150, check=False)
+    server = profiles.find(state.profile).data
+    done = hosts.exec(server, ["/usr/bin/python3", "-c", REDIS_FAULT], input=json.dumps(order), timeout=150, check=False)
     if done.returncode != 0:
         raise LabError(f"the fault {action} did not take effect: {(done.stderr or done.stdout).strip()[-400:]}")
     found: dict[str, str] = json.loads(done.stdout)
@@ -213,7 +214,7 @@ def to_redis(action: str) -> dict[str, str]:
 
 
 def _redis_fault(name: str, summary: str, **more: Any) -> Fault:
-    return Fault(name, summary, partial(to_redis, name), partial(to_redis, "prepare"), **more)
+    return Fault(name, summary, partial(to_redis, name), partial(to_redis, "prepare"), profiles=ANY, **more)
 
 
 FAULTS = (

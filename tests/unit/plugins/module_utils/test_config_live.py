@@ -17,8 +17,6 @@ from ansible_collections.titan.disaster_recovery.plugins.module_utils._config_li
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._pm2 import Process
 from config_world import CANARY, TOOLS, World
 
-SHIPPED = Path(__file__).resolve().parents[4] / "lab/titan/profiles/guide"
-
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
