@@ -116,9 +116,11 @@ def with_servers(text: str, servers: t.Mapping[str, t.Any]) -> str:
     """The hosts file with these servers in its block, the first in it. Another address of theirs would be as good as the right one to a resolver."""
     lines = []
     ours = False
-    for line in text.splitlines():
-        if line == BLOCK[0]:
-            ours = True
+    found = text.splitlines()
+    for number, line in enumerate(found):
+        # a block without an end would take the rest of the file with it
+        if line == BLOCK[0] and not ours:
+            ours = BLOCK[1] in found[number:]
         elif ours:
             ours = line != BLOCK[1]
         else:

@@ -120,6 +120,11 @@ def test_a_name_has_one_address(before: str, after: str) -> None:
     assert found == BLOCK + after and server_baseline.with_servers(found, SERVERS) == found
 
 
+def test_a_block_without_an_end_takes_nothing_with_it() -> None:
+    found = server_baseline.with_servers(BLOCK.splitlines()[0] + "\n127.0.0.1 localhost\n", SERVERS)
+    assert found == BLOCK + "127.0.0.1 localhost\n" and server_baseline.with_servers(found, SERVERS) == found
+
+
 @pytest.mark.parametrize("wrong", [{"titan data": "10.0.0.1"}, {"titan-data": "nowhere"}, {"a\n192.0.2.1 b": "10.0.0.1"}, {"": "10.0.0.1"}, {"a": ""}])
 def test_what_is_no_name_or_no_address_is_refused(params: dict[str, Any], tmp_path: Path, run_module: Any, wrong: dict[str, str]) -> None:
     result = run_module(server_baseline, {**params, "hosts": wrong})
