@@ -216,12 +216,13 @@ def test_a_server_that_comes_back_is_made_safe(checkout: Checkout, monkeypatch: 
 def test_a_server_that_stays_away_is_unknown(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
     checkout.safe_state(flaky(checkout, 99))
     checkout.play("provision", HALTED, deadline_soon(), hang())
-    monkeypatch.setattr(safe_state, "RETRY_S", 4.0)
+    # a busy machine takes seconds for one attempt
+    monkeypatch.setattr(safe_state, "RETRY_S", 12.0)
     monkeypatch.setattr(safe_state, "PAUSE_S", 0.2)
     assert checkout.recover() == report.FAILED
     found = checkout.report()
     assert "WHETHER TRADING IS HALTED IS UNKNOWN: Reach on localhost: titan cannot be reached" in found["message"] and found["trading"] is None
-    assert 1 < int((checkout.root / "tries").read_text()) < 10
+    assert 1 < int((checkout.root / "tries").read_text()) < 30
 
 
 def test_a_safe_state_that_hangs_is_unknown(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
