@@ -31,7 +31,7 @@ RESTARTED = {
     "uncommitted-edit": {"titan-shared", "titan-phase1", "titan-phase2", "titan-phase3"},
 }
 # What keeps CI short (invalid-json is molecule's); the others come with the slow ones.
-QUICK = ("position-limit", "uncommitted-edit", "redis-conf-broken")
+QUICK = ("position-limit", "redis-conf-broken")
 EVERY = [fault.name for fault in faults.FAULTS[PLAYBOOK] if fault.expect == "recovered"]
 
 pytestmark = pytest.mark.lab

@@ -145,8 +145,8 @@ SCENARIOS = {
     "network_partition": Scenario("network_partition", "titan", cut_off),
     "complete_system_failure": Scenario("complete_system_failure", "replacement", lost),
 }
-# In the order of this dictionary on one lab: the last one destroys the Titan. So many points each in every run of the drills: what fits into four minutes.
-SAMPLED = {"database_corruption": 1, "complete_system_failure": 1}
+# In the order of this dictionary on one lab: the last one destroys the Titan. So many points in every run of the drills: what fits into two minutes.
+SAMPLED = {"database_corruption": 1}
 NAMES = [name for name in SCENARIOS if COUNT or name in SAMPLED]
 
 

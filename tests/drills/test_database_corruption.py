@@ -125,7 +125,7 @@ WINS = {
     "emptied": {"archive"},
 }
 # For the kinds of fault that the others do not stand for. All of them take some minutes.
-ALWAYS = ("bitflip", "manifest-missing", "hung", "aof-tail", "keys-deleted")
+ALWAYS = ("bitflip", "hung", "aof-tail", "keys-deleted")
 
 
 @pytest.mark.parametrize("name", [pytest.param(fault.name, marks=[] if fault.name in ALWAYS else pytest.mark.slow) for fault in faults.FAULTS[PLAYBOOK]])

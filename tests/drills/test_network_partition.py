@@ -27,7 +27,7 @@ PLAYBOOK = "network_partition"
 # Recoveries that follow each other would make each other careful.
 QUICK = ("-e", "network_diagnostics_max_seconds=5")
 # In every change's own run (dns-dead is molecule's); the others are too slow for it.
-CORE = ("egress-blocked", "tls-interception", "key-not-whitelisted", "ws-silent", "venue-down")
+CORE = ("egress-blocked", "tls-interception", "key-not-whitelisted", "ws-silent")
 NETWORK_FILES = "cat /etc/resolv.conf /etc/hosts; ip route | sort"
 AS_USUAL = {
     # what the recovery has to find out, for people to read in the report
