@@ -64,7 +64,7 @@ molecule: setup ## the molecule scenarios, on lab hosts
 	MOLECULE_GLOB='molecule/*/molecule.yml' molecule test --all
 
 drills: setup ## real faults against the lab
-	pytest -m 'lab and not slow' -n 2 --dist loadfile --durations=15 tests/lab tests/drills
+	pytest -m 'lab and not slow' -n 3 --dist loadfile --durations=15 tests/lab tests/drills
 
 soak: setup ## the drills and the campaign that are too slow for every change
 	pytest -m slow -s tests/campaign

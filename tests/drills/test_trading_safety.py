@@ -186,7 +186,9 @@ def test_a_halt_that_lies_and_one_that_is_dead(state: LabState, tmp_path: Path) 
     config = "/opt/titan/config/brain.config.json"
     lying = f'sed -i \'s/"role": "brain",/& "lyingHalt": true,/\' {config}'
     sh("titan", f"cp -a {config} /root/brain.kept; {lying}; kill $(cat /opt/titan/.pm2/pids/titan-brain-*.pid)")
-    until("it trades", lambda: orders(state, now(state) - 2))
+    # PM2 starts it again after two seconds: what is ordered later is the liar's
+    since = now(state) + 1.5
+    until("it trades", lambda: orders(state, since))
     trading.foreign_order("binance", "buy", "0.002", "t-resting", type="limit", price="1000")
     run = halt(tmp_path / "lies")
     halted = now(state)

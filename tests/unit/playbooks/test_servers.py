@@ -38,7 +38,7 @@ RESTORED = [
 ]
 FACTS: dict[str, dict[str, Any]] = {
     "preflight": {"preflight_recovered_already": "{{ inventory_hostname in recovered | default([]) }}"},
-    "redis_restore/rollback": {"redis_restore_rollback": "{{ {'put_back': [1]} if inventory_hostname == 'data' else {'skipped': true} }}"},
+    "redis_restore/rollback": {"redis_restore_rollback": "{{ {'put_back': kept | default('/kept')} if inventory_hostname == 'data' else {'skipped': true} }}"},
     "trading_halt": {"trading_halt_result": {"latched": True}},
     "config_restore/preflight": {"config_restore_idle": False},
     "config_restore/stage": {"config_restore_affected": []},
@@ -191,6 +191,11 @@ def test_a_rollback_concerns_the_servers_that_use_the_data_too(three: Three) -> 
     for host in SERVERS:
         assert course(ran, host)[2:5] == ["lease held", "trading_halt", "reconcile/observe"], ran.output
         assert course(ran, host)[-1] == "trading_halt/resume"
+
+
+def test_nothing_is_halted_where_nothing_is_to_be_put_back(three: Three) -> None:
+    ran = three.scenario("rollback", kept="")
+    assert ran.rc == 0 and {step for server in SERVERS for step in course(ran, server)} <= {"incident", "redis_restore/rollback", "validate"}, ran.output
 
 
 def test_a_resume_starts_what_the_halt_stopped_where_nobody_could_be_asked(three: Three) -> None:
