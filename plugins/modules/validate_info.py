@@ -18,7 +18,7 @@ options:
   redis:
     description:
       - The server to ask, with C(config) and C(data_dir), and C(username) for a user other than the default one.
-      - With C(host) it is on another server, and is asked there.
+      - With C(host) it is on another server, whose own validation looks at it.
     type: dict
     required: true
   redis_password:

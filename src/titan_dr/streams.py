@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
 from typing import Any, TextIO
@@ -17,21 +19,25 @@ class Lasting:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except OSError:
-            self._nowhere()
+        except OSError as error:
+            self._nowhere(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except OSError:
-            self._nowhere()
+        except OSError as error:
+            self._nowhere(error)
 
-    def _nowhere(self) -> None:
+    def _nowhere(self, error: OSError) -> None:
         # what the stream still holds goes there too, when the process ends
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            # somebody wanted to read it
+            with contextlib.suppress(OSError):
+                os.write(2, f"titan-dr: output was lost: {error.strerror}\n".encode())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -252,3 +252,9 @@ def test_a_list_whose_reader_has_gone(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", "titan_dr", *words], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_list_that_could_not_be_written_says_so() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "titan_dr", "faults"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.stderr == "titan-dr: output was lost: No space left on device\n"
