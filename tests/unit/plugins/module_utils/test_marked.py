@@ -99,6 +99,8 @@ def test_a_stopped_process_is_ended(start: Any) -> None:
     process = start("echo $$; exec sleep 60")
     line(process)
     process.send_signal(signal.SIGSTOP)
+    # of two signals that wait the kernel delivers the lower first, and SIGTERM is lower
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
     ended, left = _marked.end(ours, polite=0.1)
     assert left == [] and [str(item) for item in ended] == [f"pid {process.pid} ({ended[0].name}, run {RUN})"]
     assert process.wait(5) == -signal.SIGKILL
