@@ -544,9 +544,10 @@ class Watcher:
                 findings[index] = replace(findings[index], verdict=answer.verdict, evidence=f"{findings[index].evidence}; {answer.evidence}")
         return findings
 
-    def watch(self, components: list[Component], window: float, min_uptime: float = 0.0) -> tuple[list[Finding], Sample]:
-        """Judge over a window. Who has been up for longer than the window already needs no waiting for."""
-        first = sample = self.sample(components)
+    def watch(self, components: list[Component], window: float, min_uptime: float = 0.0, first: Sample | None = None) -> tuple[list[Finding], Sample]:
+        """Judge over a window, which began with the sample `first` if there is one. Who has been up for longer than the window already needs no waiting for."""
+        sample = self.sample(components)
+        first = first or sample
         needed = max(window, min_uptime)
         broken: dict[str, Finding] = {}
         while True:
@@ -557,7 +558,8 @@ class Watcher:
                 if finding.verdict == FAIL and finding.name not in broken and "restarts within" in finding.evidence:
                     broken[finding.name] = finding
             findings = [broken.get(finding.name, finding) for finding in findings]
-            pending = [finding for finding in findings if finding.verdict == PASS and not finding.settled]
+            # also one that does not answer yet: it may be between two crashes
+            pending = [finding for finding in findings if finding.verdict != FAIL and not finding.settled]
             if over or not pending:
                 young = {finding.name for finding in pending}
                 short = f"up for less than the {limit:g} s that are asked for"

@@ -14,6 +14,8 @@ import typing as t
 from decimal import Decimal
 
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _halt, _latch, _probe
+from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import Component
+from ansible_collections.titan.disaster_recovery.plugins.module_utils._pm2 import Pm2Error, Sample, Watcher
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._probe import PASS
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._venue import VenueError
 
@@ -103,6 +105,33 @@ def call_for(call: t.Mapping[str, t.Any], stage: Stage, staged: bool) -> dict[st
     if stage.mode != FULL:
         made["confirm"] = {**call["confirm"], "expect": {"mode": [stage.mode]}}
     return made
+
+
+# --- the processes --------------------------------------------------------------------------------------------------------
+
+
+class Processes:
+    """The processes of these components: watched from `begin` on, and up for `window` seconds before everything is allowed."""
+
+    def __init__(self, watcher: Watcher, components: list[Component], window: float) -> None:
+        self.watcher, self.components, self.window = watcher, components, window
+        self.first: Sample | None = None
+
+    def begin(self) -> None:
+        try:
+            self.first = self.watcher.sample(self.components)
+        except Pm2Error as exc:
+            raise ResumeError(str(exc)) from exc
+
+    def settled(self) -> None:
+        """ResumeError when one of them was started anew since, or is not up for long enough at the end of the window; waits for what is missing of it."""
+        try:
+            findings, dummy = self.watcher.watch(self.components, self.window, first=self.first)
+        except Pm2Error as exc:
+            raise ResumeError(str(exc)) from exc
+        wrong = [f"{finding.name} is {finding.verdict}: {finding.evidence}" for finding in findings if finding.verdict != PASS]
+        if wrong:
+            raise ResumeError("; ".join(wrong))
 
 
 # --- the tripwires --------------------------------------------------------------------------------------------------------

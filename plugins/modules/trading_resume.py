@@ -16,6 +16,8 @@ description:
     the mode in its body, confirms its effect, and watches. An order in V(observe), one that is not in our book, one that makes a position larger in
     V(reduce_only), a health check that does not pass twice in a row or an exchange that cannot be read halts trading again, with a new generation and by all
     rungs of M(titan.disaster_recovery.trading_halt).
+  - So does a process that was started anew meanwhile, or that has not been up for O(window) seconds before everything is allowed. What is missing of them is
+    waited for.
   - On a server of several that does not trade itself O(call) is empty. There it judges the same gates and takes the latch away, after the resume elsewhere.
   - In the end it records the recovery on the server and closes the lease of the run. After that the run changes nothing more.
   - A run that dies in between leaves a latch that allows what was proven until then and no more. The next one halts first and begins again.
@@ -89,7 +91,7 @@ options:
     elements: dict
     default: []
   components:
-    description: The components. The health of those on this server is watched too.
+    description: The components. The health and the processes of those on this server are watched too.
     type: list
     elements: dict
     default: []
@@ -97,6 +99,13 @@ options:
     description: Name of this server, as O(components) use it, where they are on several.
     type: str
     default: ""
+  pm2_home:
+    description: The PM2_HOME of their daemon. Without it the processes are not watched.
+    type: path
+  window:
+    description: Seconds that each process must have been up for, without a restart, before everything is allowed.
+    type: float
+    default: 10
   redis:
     description: The Redis server with C(config) and C(username), or on another server with C(host), C(port) and C(username), to look for orders in our book.
     type: dict
@@ -189,7 +198,8 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _halt, _latch, _lease, _probe, _redis, _resume
-from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import ComponentError, parse_components
+from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import Component, ComponentError, here, parse_components
+from ansible_collections.titan.disaster_recovery.plugins.module_utils._pm2 import Watcher
 
 AWAITING = "awaiting resume"
 
@@ -212,12 +222,22 @@ class Resume:
         self.params, self.nft = params, nft
         self.stages = _resume.stages_of(params["stages"])
         watched = [spec for spec in params["exchanges"] if spec.get("name") not in params["keep_halted"]]
-        components = parse_components(params["components"], params["server"]) if params["components"] else []
-        probes = [*params["probes"], *(spec for component in components if not component.remote and (spec := component.probe_spec()))]
+        components = here(parse_components(params["components"], params["server"])) if params["components"] else []
+        probes = [*params["probes"], *(spec for component in components if (spec := component.probe_spec()))]
         self.wires = _resume.Tripwires(_halt.Venues(watched), probes, self.ours, params["venue_timeout"])
+        self.processes = self.processes_of([component for component in components if component.kind == "pm2"])
         self.timings: dict[str, float] = {}
         self.forced: list[str] = []
         self.before: _probe.Verdict | None = None
+
+    def processes_of(self, components: list[Component]) -> _resume.Processes | None:
+        params = self.params
+        if not components or not params["pm2_home"]:
+            return None
+        uid = _halt.uid_of(params["user"])
+        if uid is None:
+            raise _resume.ResumeError(f"there is no user {params['user']} on this host")
+        return _resume.Processes(Watcher(params["pm2_home"], uid, prober=None), components, params["window"])
 
     def goes_on(self) -> bool:
         """Whether trading was resumed before: no latch is there and the services trade. A run that died right after its resume only has to write that down."""
@@ -251,6 +271,8 @@ class Resume:
         if stage.seconds:
             self.wires.begin()
         if stage.mode == _resume.FULL:
+            if self.processes:
+                self.processes.settled()
             _latch.release_venues(params["latch"], set(_latch.venues(params["latch"])) - set(params["keep_halted"]))
             _latch.release(params["latch"], params["generation"])
         else:
@@ -277,6 +299,8 @@ class Resume:
     def elsewhere(self) -> dict[str, t.Any]:
         """Take the latch of a server away that does not trade itself; the gate, and whether anything was changed."""
         params = self.params
+        if self.processes:
+            self.processes.settled()
         if params["venues"]:
             released = _latch.release_venues(params["latch"], params["venues"])
             evidence = f"nothing halts {', '.join(params['venues'])} on this server any more"
@@ -320,6 +344,8 @@ def main() -> t.NoReturn:
             "probes": {"type": "list", "elements": "dict", "default": []},
             "components": {"type": "list", "elements": "dict", "default": []},
             "server": {"type": "str", "default": ""},
+            "pm2_home": {"type": "path"},
+            "window": {"type": "float", "default": 10},
             "redis": {"type": "dict", "default": {}},
             "redis_password": {"type": "str", "default": "", "no_log": True},
             "book": {"type": "dict", "default": {}},
@@ -364,7 +390,7 @@ def go_elsewhere(module: AnsibleModule, command: _lease.Command, resume: Resume,
             gate = {"name": "resumable", "verdict": "pass", "evidence": f"the latch of generation {found['generation']} waits for playbooks/resume.yml"}
             module.exit_json(changed=True, judged_at=now, titan_dr=resume.rows(gate, notes=record(command, params, trading=AWAITING)))
         done = resume.elsewhere()
-    except (_latch.LatchError, OSError) as exc:
+    except (_resume.ResumeError, _latch.LatchError, OSError) as exc:
         gate = {"name": "resumed", "verdict": "fail", "evidence": str(exc)}
         module.fail_json(msg=f"The latch was not taken away: {exc}", titan_dr=resume.rows(gate))
     module.exit_json(changed=done["changed"], judged_at=now, titan_dr=resume.rows(done["gate"], notes=record(command, params)))
@@ -400,6 +426,8 @@ def go(module: AnsibleModule, command: _lease.Command, resume: Resume, now: floa
         module.exit_json(changed=True, judged_at=now, titan_dr=resume.rows(gate, trading=AWAITING, notes=notes))
     gate = {}
     try:
+        if resume.processes:
+            resume.processes.begin()
         for stage in resume.stages:
             gate = resume.step(stage)
     except Exception as exc:

@@ -259,7 +259,7 @@ def collection(state: lab.LabState, folder: Path, began: float, run: Run) -> Non
 
 
 def script(state: lab.LabState, folder: Path, began: float, run: Run) -> None:
-    window = yaml.safe_load((paths.project_root() / "roles/validate/defaults/main.yml").read_text())["validate_window"]
+    window = yaml.safe_load((paths.project_root() / "roles/trading_halt/defaults/main.yml").read_text())["trading_halt_resume_window"]
     folder.mkdir(parents=True)
     argv = [sys.executable, str(HERE / "bare_controller.py"), str(paths.lab_dir() / "state.json"), f"bare-{secrets.token_hex(4)}", str(window)]
     with (folder / "output.log").open("w") as log:

@@ -11,7 +11,7 @@ import json
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from titan_dr.lab.state import LabState
 
 LATCH = "/var/lib/titan-dr/halt"
 SHORT = [{"mode": "observe", "seconds": 1}, {"mode": "reduce_only", "seconds": 1}, {"mode": "full", "seconds": 1}]
-QUICK = ("-e", json.dumps({"validate_window": 1, "reconcile_timeout": 10, "titan_resume_stages": SHORT}))
+QUICK = ("-e", json.dumps({"validate_window": 1, "trading_halt_resume_window": 1, "reconcile_timeout": 10, "titan_resume_stages": SHORT}))
 REASON = "bybit is known to be wrong, checked with its desk"
 ANSWER = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:3000/health/trading', timeout=5).read().decode())"
 
@@ -147,27 +147,40 @@ def test_a_person_resumes_step_by_step(state: LabState, tmp_path: Path) -> None:
     refused(Run(tmp_path / "again", "resume", *QUICK), "nothing to resume")
 
 
-def test_somebody_else_who_trades_while_it_resumes_halts_it_again(state: LabState, tmp_path: Path) -> None:
-    """H09, as far as our keys are in other hands."""
+def struck_while_it_resumes(tmp_path: Path, seconds: float, strike: Callable[[], object]) -> str:
+    """Why it halted again."""
     halt(tmp_path / "halt")
     generation = (latch() or {})["generation"]
     struck: list[float] = []
 
-    def strike() -> None:
+    def wait_and_strike() -> None:
         until("it may only reduce", lambda: (latch() or {}).get("mode") == "reduce_only", 120)
-        struck.append(now(state))
-        trading.foreign_order("bybit", "buy", "0.001", "x-somebody-else")
+        struck.append(time.time())
+        strike()
 
-    thread = threading.Thread(target=strike)
+    thread = threading.Thread(target=wait_and_strike)
     thread.start()
-    stages = {"titan_resume_stages": [{"mode": "reduce_only", "seconds": 12}, {"mode": "full", "seconds": 0}]}
+    stages = {"titan_resume_stages": [{"mode": "reduce_only", "seconds": seconds}, {"mode": "full", "seconds": 0}]}
     run = resume(tmp_path, "-e", json.dumps(stages))
     thread.join(120)
     assert struck and run.rc != 0 and (run.report["result"], run.report["trading"]) == ("failed", "halted"), run.output
-    assert "x-somebody-else" in run.report["message"] and "not in our book" in run.report["message"], run.report["message"]
     latched = latch()
     assert latched and latched["generation"] > generation and "mode" not in latched
     assert told()["status"] == "halted"
+    return str(run.report["message"])
+
+
+def test_a_service_that_is_started_anew_while_it_resumes_halts_it_again(state: LabState, tmp_path: Path) -> None:
+    """Its health alone would not tell: it is well again before it is asked twice."""
+    again = "su -s /bin/sh titan -c 'PM2_HOME=/opt/titan/.pm2 /opt/pm2/node_modules/pm2/bin/pm2 restart titan-phase2'"
+    message = struck_while_it_resumes(tmp_path, 4, lambda: sh("titan", again))
+    assert "titan-phase2 is fail" in message and "1 restarts within" in message, message
+
+
+def test_somebody_else_who_trades_while_it_resumes_halts_it_again(state: LabState, tmp_path: Path) -> None:
+    """H09, as far as our keys are in other hands."""
+    message = struck_while_it_resumes(tmp_path, 12, lambda: trading.foreign_order("bybit", "buy", "0.001", "x-somebody-else"))
+    assert "x-somebody-else" in message and "not in our book" in message, message
 
 
 def test_a_person_decides_against_the_reconciliation(state: LabState, tmp_path: Path) -> None:

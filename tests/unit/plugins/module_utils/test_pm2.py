@@ -373,6 +373,15 @@ def test_crash_loop_that_is_online_at_both_ends() -> None:
     assert finding.verdict == "fail" and "restarts within" in finding.evidence
 
 
+def test_crash_loop_that_answers_nothing_when_it_is_asked() -> None:
+    asked = replace(BRAIN, health={"path": "/health", "status": [200], "expect": {}})
+    film = Film(lambda now: sample(app(restarts=int((now + 2) / 2.5)), age=(now + 2) % 2.5), "unknown")
+    finding = film.watch(component=asked)
+    assert finding.verdict == "fail" and "restarts within" in finding.evidence
+    slow = Film(lambda now: sample(app(), age=now), "unknown")
+    assert slow.watch(component=asked).verdict == "unknown" and slow.now >= 10, "it might have answered in time"
+
+
 def test_crash_of_one_is_kept_while_another_is_watched() -> None:
     """A restart early in the window is not forgiven because it was quiet later on."""
     other = Component("other", "pm2", "other")
@@ -383,6 +392,19 @@ def test_crash_of_one_is_kept_while_another_is_watched() -> None:
 
     findings = {item.name: item for item in Film(frames).watcher.watch([BRAIN, other], 10)[0]}
     assert (findings["brain"].verdict, findings["other"].verdict) == ("fail", "pass")
+
+
+def test_a_window_that_began_before() -> None:
+    film = Film(lambda now: sample(app(), age=5 + now))
+    first = film.watcher.sample([BRAIN])
+    film.sleep(3)
+    findings, dummy = film.watcher.watch([BRAIN], 10, first=first)
+    assert findings[0].verdict == "pass" and 5 <= film.now < 5.5
+    crashed = Film(lambda now: sample(app(restarts=int(now > 1)), age=5))
+    first = crashed.watcher.sample([BRAIN])
+    crashed.sleep(3)
+    findings, dummy = crashed.watcher.watch([BRAIN], 4, first=first)
+    assert findings[0].verdict == "fail" and "1 restarts within 3.0 s" in findings[0].evidence
 
 
 def test_too_young_for_min_uptime_fails_at_the_end() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _halt, _resume, _venue
+from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import Component
+from ansible_collections.titan.disaster_recovery.plugins.module_utils._pm2 import Finding, Pm2Error
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._probe import FAIL, PASS, UNKNOWN, Verdict
 
 NOW = 10_000.0
@@ -251,3 +253,49 @@ def test_a_step_without_seconds_is_not_watched(tmp_path: Path) -> None:
     watch = Watch(tmp_path)
     watch.verdicts = [FAIL]
     watch.wires.watch(_resume.Stage("full", 0))
+
+
+# --- the processes ----------------------------------------------------------------------------------------------------
+
+
+class Pm2:
+    """What a watcher finds; an error where PM2 does not answer."""
+
+    def __init__(self, found: Any) -> None:
+        self.found = found
+        self.windows: list[Any] = []
+
+    def sample(self, components: Any) -> Any:
+        if isinstance(self.found, Exception):
+            raise self.found
+        return "the first"
+
+    def watch(self, components: Any, window: float, first: Any = None) -> Any:
+        self.windows.append((window, first))
+        return [Finding(item.name, self.found, "seen") for item in components], self.sample(components)
+
+
+BRAIN = Component("brain", "pm2", "brain")
+
+
+def test_processes_that_stay() -> None:
+    pm2: Any = Pm2(PASS)
+    processes = _resume.Processes(pm2, [BRAIN], 10)
+    processes.begin()
+    processes.settled()
+    assert pm2.windows == [(10, "the first")]
+
+
+@pytest.mark.parametrize("verdict", [FAIL, UNKNOWN])
+def test_processes_that_do_not(verdict: str) -> None:
+    pm2: Any = Pm2(verdict)
+    with pytest.raises(_resume.ResumeError, match=f"brain is {verdict}: seen"):
+        _resume.Processes(pm2, [BRAIN], 10).settled()
+
+
+def test_a_pm2_that_does_not_answer() -> None:
+    pm2: Any = Pm2(Pm2Error("no daemon"))
+    processes = _resume.Processes(pm2, [BRAIN], 10)
+    for step in (processes.begin, processes.settled):
+        with pytest.raises(_resume.ResumeError, match="no daemon"):
+            step()

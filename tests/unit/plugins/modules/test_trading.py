@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fence, _halt, _journal, _latch, _lease
+from ansible_collections.titan.disaster_recovery.plugins.module_utils._pm2 import Finding
 from ansible_collections.titan.disaster_recovery.plugins.modules import trading_halt, trading_resume
 
 # Nobody on this machine has this user id, nor have other test runs: what runs under it was started here.
@@ -315,6 +316,56 @@ def test_a_service_that_falls_ill_while_it_is_watched_halts_again(titan: Titan, 
     assert result["failed"] and "brain is fail" in result["msg"] and titan.modes == ["observe", "halted"]
     latch = _latch.read(str(titan.latch))
     assert latch and latch["generation"] == 2 and "mode" not in latch and "brain is fail" in latch["reason"] and result["titan_dr"]["trading"] == "halted"
+
+
+BRAIN = {"name": "brain", "kind": "pm2"}
+
+
+class Processes:
+    """Of a PM2 that is not there in a unit test: they stay, or one was started anew by the time that everything is to be allowed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, latch: Path, stay: bool) -> None:
+        self.latch, self.stay = latch, stay
+        self.seen: list[str] = []
+        monkeypatch.setattr(trading_resume, "Watcher", lambda home, uid, prober: SimpleNamespace(sample=self.sample, watch=self.watch))
+
+    def sample(self, components: list[Any]) -> str:
+        self.seen.append(f"begins with {', '.join(item.name for item in components)}")
+        return "first"
+
+    def watch(self, components: list[Any], window: float, first: str | None = None) -> Any:
+        self.seen.append(f"{window:g} s since {first}, latch {'fastened' if self.latch.exists() else 'gone'}")
+        return [Finding(item.name, "pass" if self.stay else "fail", "1 restarts within 0.4 s") for item in components], None
+
+
+@pytest.mark.parametrize("stay", [True, False])
+def test_processes_must_stay_until_everything_is_allowed(titan: Titan, process: Any, run_module: Any, monkeypatch: pytest.MonkeyPatch, stay: bool) -> None:
+    titan.trading = False
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    processes = Processes(monkeypatch, titan.latch, stay)
+    result = run_module(trading_resume, resume(titan, 1, stages=STAGES, components=[BRAIN], pm2_home="/h", window=3))
+    assert processes.seen == ["begins with brain", "3 s since first, latch fastened"]
+    assert titan.modes == ["observe", "reduce_only", "full" if stay else "halted"] and titan.latch.exists() != stay
+    assert stay or (result["failed"] and "brain is fail: 1 restarts" in result["msg"] and result["titan_dr"]["trading"] == "halted")
+
+
+def test_a_pm2_that_is_not_there_halts_again(titan: Titan, process: Any, run_module: Any, tmp_path: Path) -> None:
+    titan.trading = False
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    result = run_module(trading_resume, resume(titan, 1, stages=STAGES, components=[BRAIN], pm2_home=str(tmp_path)))
+    assert result["failed"] and titan.modes == ["halted"] and titan.latch.exists() and result["titan_dr"]["trading"] == "halted"
+    result = run_module(trading_resume, resume(titan, 2, components=[BRAIN], pm2_home=str(tmp_path), user="nobody-by-this-name"))
+    assert result["failed"] and "there is no user" in result["msg"]
+
+
+@pytest.mark.parametrize("stay", [True, False])
+def test_processes_of_a_server_that_does_not_trade(
+    titan: Titan, systemctl: list[list[str]], run_module: Any, monkeypatch: pytest.MonkeyPatch, stay: bool
+) -> None:
+    _latch.fasten(str(titan.latch), "x", "r1", 1.0)
+    Processes(monkeypatch, titan.latch, stay)
+    result = run_module(trading_resume, aside(titan, 1, components=[BRAIN], pm2_home="/h"))
+    assert titan.latch.exists() != stay and result["failed"] != stay
 
 
 def test_an_operator_who_halts_in_between_is_heeded(titan: Titan, process: Any, run_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
