@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _redis_unit, _salvage
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _rdb_walk, _redis_unit, _salvage
 from ansible_collections.titan.disaster_recovery.plugins.modules import redis_stage, redis_swap
 
 CANARY = {"key": "titan:dr:canary", "db": 1}
@@ -172,6 +172,12 @@ def test_b16_a_damaged_tail_loses_what_it_damages(titan: Titan, run_module: Any,
     assert Path(swapped["kept"], "appendonlydir", titan.log.name).stat().st_size > 0
 
 
+def sampled(dump: Path, at_least: int) -> int:
+    """The first order from this number on that is looked at: in which order a dump holds its keys, and so which those are, is random."""
+    keys = {key for dummy, key in _rdb_walk.walk(str(dump), now=INCIDENT).samples}
+    return next(number for number in range(at_least, 2000) if b"titan:orders:%d" % number in keys)
+
+
 def rewrite(path: Path, old: bytes, new: bytes) -> None:
     data = path.read_bytes()
     assert data.count(old) == 1 and len(old) == len(new)
@@ -245,27 +251,28 @@ def test_b17_a_changed_value_contradicts_what_is_proven(titan: Titan, redis_serv
     """A bit of a key's name: a key that is proven elsewhere is gone, and no command says so."""
     titan.client.call("BGREWRITEAOF")
     titan.until_saved()
-    titan.client.call("DEL", "titan:orders:50")
+    # the keys that are held against each other are those of the dump that was made beside the base
+    seen = sampled(titan.host.data / "dump.rdb", 10)
+    gone = seen + 1 if seen % 10 < 9 else seen - 1
+    titan.client.call("DEL", f"titan:orders:{gone}")
     titan.die()
-    rewrite(titan.log, b"titan:orders:50", b"titan:orders:51")
+    rewrite(titan.log, b"titan:orders:%d" % gone, b"titan:orders:%d" % seen)
     # the dump is older than the base here, so that it says nothing; the class never changes
     titan.case.params["invariants"] = [{"class": "titan:orders", "immutable": True}]
     result = run_module(redis_stage, titan.case.params)
     row = titan.rows(result)["aof"]
-    assert row["verdict"] == "unproven" and "titan:orders:51 differs" in row["reason"], row
+    assert row["verdict"] == "unproven" and f"titan:orders:{seen} differs" in row["reason"], row
 
 
 def test_a_difference_that_no_command_explains(titan: Titan, run_module: Any) -> None:
     titan.client.call("BGSAVE")
     titan.until_saved()
     titan.die()
-    data = titan.log.read_bytes()
-    old, new = b"$17\r\ntitan:orders:1002\r\n", b"$17\r\ntitan:orders:1992\r\n"
-    assert data.count(old) == 1
-    titan.log.write_bytes(data.replace(old, new))
+    seen = sampled(titan.host.data / "dump.rdb", 1000)
+    rewrite(titan.log, b"$17\r\ntitan:orders:%d\r\n" % seen, b"$17\r\ntitan:orders:%d\r\n" % (seen + 90))
     result = run_module(redis_stage, titan.case.params)
     row = titan.rows(result)["aof"]
-    assert row["verdict"] == "unproven" and "titan:orders:1002 differs from the dump of the server and no command names it" in row["reason"]
+    assert row["verdict"] == "unproven" and f"titan:orders:{seen} differs from the dump of the server and no command names it" in row["reason"]
     assert chosen(result) == "dump"
 
 
