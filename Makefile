@@ -11,7 +11,7 @@ COLLECTIONS := $(CURDIR)/playbooks/collections
 COLLECTION := playbooks/collections/ansible_collections/titan/disaster_recovery
 STAGE := .ci/stage
 
-.PHONY: help setup drill drill-installed test lint unit campaign sanity build-check molecule drills soak sweep clean
+.PHONY: help setup drill drill-installed test stages-that-wait stages-that-compute lint unit campaign sanity build-check molecule drills soak sweep clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 24
@@ -27,18 +27,21 @@ drill: setup ## lose a Titan server in the lab and recover it on a blank one; an
 drill-installed: setup ## the same drill with the collection built and installed elsewhere
 	pytest -m lab -s tests/drills/test_installed.py
 
-test: ## every check: setup, lint, unit, build-check, sanity and drill, campaign and molecule, drills
+test: ## every check: setup, lint, unit, then drill and molecule beside campaign, sanity and build-check, then drills
 	@$(STAGE) setup .ci/setup
 	@$(STAGE) lint $(MAKE) lint
 	@$(STAGE) unit $(MAKE) unit
-	@$(STAGE) build-check $(MAKE) build-check
-	@$(MAKE) --jobs=2 --output-sync=target stage-sanity stage-drill
-	@$(MAKE) --jobs=2 --output-sync=target stage-campaign stage-molecule
+	@$(MAKE) --jobs=2 --output-sync=target stages-that-wait stages-that-compute
 	@$(STAGE) drills $(MAKE) drills
 
-# Of each two that run side by side one computes, the other mostly waits.
-stage-%:
-	@$(STAGE) $* $(MAKE) $*
+stages-that-wait:
+	@$(STAGE) drill $(MAKE) drill
+	@$(STAGE) molecule $(MAKE) molecule
+
+stages-that-compute:
+	@$(STAGE) campaign $(MAKE) campaign
+	@$(STAGE) sanity $(MAKE) sanity
+	@$(STAGE) build-check $(MAKE) build-check
 
 lint: setup ## ruff, mypy, yamllint, changelog, ansible-lint (profile production)
 	ruff check .
@@ -49,10 +52,11 @@ lint: setup ## ruff, mypy, yamllint, changelog, ansible-lint (profile production
 	ANSIBLE_COLLECTIONS_PATH=$(COLLECTIONS) ansible-lint --offline --strict
 
 unit: setup ## tests that need no lab
-	pytest -m 'not lab' -n 3 --dist loadfile
+	pytest -m 'not lab and not slow' -n 3 --dist loadfile
 
-campaign: setup ## damage dumps of four servers in thousands of ways, hold verification against the servers' own checkers
+campaign: setup ## damage dumps and append only files in thousands of ways, hold verification against the servers' own checkers
 	pytest -m 'not slow' -s tests/campaign
+	pytest -m 'slow and not lab' -s tests/unit
 
 sanity: setup ## ansible-test sanity on what the collection ships
 	tests/sanity.sh
