@@ -510,7 +510,7 @@ def test_single_file_with_and_without_rdb(box: Path, name: str) -> None:
         done = _aof.cut(report, str(box / f"{preamble}-cut"))
         assert Path(done["path"]).parent == box / f"{preamble}-cut" and load(name, Path(done["path"]), aof_load_truncated="no").keys == keys - 1
         if preamble == "yes":
-            file.write_bytes(data[:200] + b"?" + data[201:])
+            file.write_bytes(data[:200] + bytes([data[200] ^ 1]) + data[201:])
             assert verify(file, name).state == _aof.UNUSABLE and not load(name, file).up
 
 
