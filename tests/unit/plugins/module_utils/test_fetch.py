@@ -238,7 +238,7 @@ def test_the_deadline_ends_a_slow_store(web: Any, tmp_path: Path, key: Any, slow
     started = time.monotonic()
     with pytest.raises(FetchError, match=r"the time for it was over|timed out"):
         over_http(web, slow(data), entry, key.identity, tmp_path, seconds=1)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
 
 
 def test_the_deadline_ends_a_sink_that_takes_nothing(tmp_path: Path, key: Any) -> None:
@@ -248,7 +248,7 @@ def test_the_deadline_ends_a_sink_that_takes_nothing(tmp_path: Path, key: Any) -
     with pytest.raises(FetchError, match="the time for it was over"):
         source = {"store": "s", "kind": "file", "path": str(tmp_path / "object")}
         _fetch.fetch(entry, source, key.identity, [sys.executable, "-c", "import time; time.sleep(60)"], time.time() + 0.5)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
 
 
 def test_the_identity_is_on_no_command_line_and_on_no_disk(web: Any, tmp_path: Path, key: Any, monkeypatch: pytest.MonkeyPatch) -> None:

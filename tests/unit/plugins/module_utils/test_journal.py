@@ -86,7 +86,7 @@ def test_a_command_that_was_stopped_in_its_row_does_not_stop_the_others(path: Pa
         began = time.monotonic()
         with pytest.raises(OSError):
             _journal.append(str(path), row("one"))
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 5
     _journal.append(str(path), row("one"))
 
 

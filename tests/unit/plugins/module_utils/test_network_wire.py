@@ -88,7 +88,7 @@ def test_a_silent_address_costs_its_time(monkeypatch: pytest.MonkeyPatch) -> Non
             one.connect_ex(("127.0.0.1", port))
         began = time.monotonic()
         found = wire.connect("127.0.0.1", port, soon(0.4))
-        assert found.verdict == "silent" and 0.3 < time.monotonic() - began < 2
+        assert found.verdict == "silent" and 0.3 < time.monotonic() - began < 5
         for one in waiting:
             one.close()
 
@@ -122,8 +122,8 @@ def test_one_silent_address_of_two_costs_nothing(listener: Callable[[Talk], int]
 
     monkeypatch.setattr(wire.socket, "create_connection", slow)
     began = time.monotonic()
-    found = wire.connect_any(["127.0.0.2", "127.0.0.1"], port, soon(2))
-    assert found.verdict == "ok" and time.monotonic() - began < 1.5
+    found = wire.connect_any(["127.0.0.2", "127.0.0.1"], port, soon(6))
+    assert found.verdict == "ok" and time.monotonic() - began < 4
     found.close()
     assert wire.connect_any(["127.0.0.2"], port, soon(0.2)).verdict == "silent"
 
@@ -197,7 +197,7 @@ def test_another_name_and_the_systems_authorities(listener: Callable[[Talk], int
 def test_a_handshake_that_hangs_or_breaks(listener: Callable[[Talk], int], shown: Path) -> None:
     began = time.monotonic()
     assert secured(listener(hang), shown, seconds=0.4).verdict == "failed"
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
     assert secured(listener(lambda peer: peer.close()), shown).verdict == "failed"
     assert secured(listener(lambda peer: peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")), shown).verdict == "failed"
 

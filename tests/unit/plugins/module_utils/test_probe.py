@@ -235,7 +235,7 @@ def test_nobody_listens_is_not_the_same_as_no_answer() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         refused = f"http://127.0.0.1:{closed.getsockname()[1]}/"
-    for url, expected in ((refused, Refused), (serve_raw(lambda link: None), NoAnswer), (serve_raw(lambda link: time.sleep(2)), NoAnswer)):
+    for url, expected in ((refused, Refused), (serve_raw(lambda link: None), NoAnswer), (serve_raw(lambda link: time.sleep(4)), NoAnswer)):
         with pytest.raises(NoAnswer) as caught:
             http_open(Request("GET", url, None, 0.4))
         assert caught.type is expected, url
@@ -251,9 +251,9 @@ def test_refused_reset_mute_and_dripping_are_unknown_in_time() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         refused = f"http://127.0.0.1:{closed.getsockname()[1]}/"
-    urls = [refused, serve_raw(lambda link: None), serve_raw(lambda link: time.sleep(2)), serve_raw(drip), serve_raw(lambda link: link.sendall(b"hush"))]
+    urls = [refused, serve_raw(lambda link: None), serve_raw(lambda link: time.sleep(4)), serve_raw(drip), serve_raw(lambda link: link.sendall(b"hush"))]
     for url in urls:
         began = time.monotonic()
         result = probe({"url": url}, 0.4)
-        assert result.verdict == "unknown" and time.monotonic() - began < 1.5, result
+        assert result.verdict == "unknown" and time.monotonic() - began < 3.5, result
         assert "hush" not in result.evidence

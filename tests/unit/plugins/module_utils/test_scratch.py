@@ -133,7 +133,7 @@ def test_the_deadline(source: Any, box: Path, me: str) -> None:
     started = time.monotonic()
     with pytest.raises(ProofError, match="not ready in time"):
         prove(box, source.dump(), me, seconds=0.05)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
 
 
 def test_no_redis_server(box: Path, me: str, monkeypatch: pytest.MonkeyPatch) -> None:

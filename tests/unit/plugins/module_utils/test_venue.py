@@ -135,7 +135,7 @@ def test_a_silent_one_ends_in_time(opened: Opened) -> None:
     simulator.faults(name, drop="hang")
     began = time.monotonic()
     error = fault(open_venue(spec(simulator, name), 0.5), "positions")
-    assert (error.kind, error.cause) == ("network", "http_silent") and time.monotonic() - began < 2
+    assert (error.kind, error.cause) == ("network", "http_silent") and time.monotonic() - began < 5
 
 
 def test_wrong_keys(opened: Opened, tmp_path: Path) -> None:

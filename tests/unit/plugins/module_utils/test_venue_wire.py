@@ -127,8 +127,8 @@ def test_no_way_there() -> None:
 
 def test_silent(serve: Serve) -> None:
     began = time.monotonic()
-    assert fault(Wire(), ask(serve(lambda link: time.sleep(3)), timeout=0.4)) == ("network", "http_silent")
-    assert time.monotonic() - began < 1.5
+    assert fault(Wire(), ask(serve(lambda link: time.sleep(5)), timeout=0.4)) == ("network", "http_silent")
+    assert time.monotonic() - began < 3.5
 
 
 def test_dripping_cannot_hold_it(serve: Serve) -> None:
@@ -139,7 +139,7 @@ def test_dripping_cannot_hold_it(serve: Serve) -> None:
 
     began = time.monotonic()
     assert fault(Wire(), ask(serve(drip), timeout=0.5)) == ("network", "http_silent")
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 3.5
 
 
 def test_a_listener_that_never_accepts() -> None:
@@ -191,7 +191,7 @@ def test_a_resolver_that_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **more: time.sleep(5) or [])
     began = time.monotonic()
     assert fault(Wire(), ask(9, host="venue.test", timeout=0.5)) == ("dns", "dns")
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 3.5
 
 
 @pytest.mark.parametrize("how", ["refuses", "is silent"])

