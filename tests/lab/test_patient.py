@@ -339,7 +339,7 @@ def test_health_follows_redis_and_the_services_below(redis_server: Redis, start_
         for port, below in ((3000, None), (3001, "titan-brain"), (3002, "titan-shared")):
             begun = time.monotonic()
             status, body = titan.get(port)
-            assert time.monotonic() - begun < 2
+            assert time.monotonic() - begun < 5
             assert (status, body["status"], body["dependencies"]["redis"]) == (503, "degraded", "disconnected")
             assert below is None or body["dependencies"][below] == "unhealthy"
     assert titan.post(3000, "/signal", {"signalId": "s", "venue": "binance", "symbol": "BTCUSDT", "side": "buy", "qty": 0.001, "priority": 1})[0] == 503
@@ -360,14 +360,14 @@ def test_wrong_password_and_missing_redis_do_not_hang_the_start(redis_server: Re
     redis_server.stop()
     late = start_titan("guide", late_port)
     late.start(BRAIN)
-    assert wait_for(lambda: late.get(3000)[0], 3) == 503
+    assert wait_for(lambda: late.get(3000)[0], 15) == 503
     assert not late.is_ready(BRAIN)
 
     redis_server.start()
     wrong.start(BRAIN)
     wait_for(lambda: late.is_ready(BRAIN))  # ready as soon as Redis is there, without a restart
     assert late.get(3000)[0] == 200
-    status, body = wait_for(lambda: (reply := wrong.get(3000))[0] and reply, 3)
+    status, body = wait_for(lambda: (reply := wrong.get(3000))[0] and reply, 15)
     assert (status, body["status"], body["dependencies"]) == (503, "degraded", {"redis": "disconnected"})
     assert not wrong.is_ready(BRAIN)
     assert "wrong" not in (wrong.home / "brain.config.json.log").read_text().replace("WRONGPASS", "")
@@ -393,7 +393,7 @@ def test_health_names_the_configuration_that_was_loaded(redis_server: Redis, sta
 
     titan.start(*services)
     for name, port in services.items():
-        assert wait_for(lambda port=port: titan.get(port)[1], 5)["config_digest"] == digest(name)
+        assert wait_for(lambda port=port: titan.get(port)[1])["config_digest"] == digest(name)
     name, port = next(iter(services.items()))
     loaded = digest(name)
     titan.change(name, maxQty=0.001)
@@ -425,7 +425,7 @@ def test_latch_at_start_and_later(redis_server: Redis, start_titan: Callable[...
     assert titan.get(3000, "/health/trading") == (200, halted | {"latch": False})  # not by itself
     assert titan.post(3000, "/emergency/resume")[1]["trading"] is True
     titan.latch.write_text('{"generation": 2}')
-    wait_for(lambda: titan.get(3000, "/health/trading")[1]["trading"] is False, 1)
+    wait_for(lambda: titan.get(3000, "/health/trading")[1]["trading"] is False)
     assert titan.post(3000, "/emergency/resume")[0] == 409
 
     titan.stop(BRAIN)
@@ -437,7 +437,7 @@ def test_latch_at_start_and_later(redis_server: Redis, start_titan: Callable[...
 def test_trades_halts_and_resumes(redis_server: Redis, start_titan: Callable[..., Titan], exchanges: Exchanges) -> None:
     titan = start_titan("guide", redis_server.port, exchanges.ports)
     titan.start(BRAIN, SHARED, PHASE1)
-    wait_for(lambda: {order["venue"] for order in exchanges.orders()} == {"binance", "bybit"}, 8)
+    wait_for(lambda: {order["venue"] for order in exchanges.orders()} == {"binance", "bybit"}, 20)
     assert titan.get(3000, "/health/websockets") == (200, {"status": "connected", "detail": {"binance": "connected", "bybit": "connected"}})
     assert titan.get(3000, "/health/exchanges") == (200, {"binance": "connected", "bybit": "connected"})
     wait_for(lambda: exchanges.after(4))
@@ -490,10 +490,10 @@ def test_exchange_faults_are_reported(redis_server: Redis, start_titan: Callable
         if "html" in fault or "rate_limit" in fault:
             exchanges.control(f"/faults/{venue}", "DELETE")
     # both venues are now away: hanging silently and closing; the streams must show it and heal
-    wait_for(lambda: titan.get(3000, "/health/websockets")[1]["detail"] == {"binance": "disconnected", "bybit": "disconnected"}, 6)
+    wait_for(lambda: titan.get(3000, "/health/websockets")[1]["detail"] == {"binance": "disconnected", "bybit": "disconnected"}, 20)
     for venue in ("binance", "bybit"):
         exchanges.control(f"/faults/{venue}", "DELETE")
-    wait_for(lambda: titan.get(3000, "/health/websockets")[0] == 200, 6)
+    wait_for(lambda: titan.get(3000, "/health/websockets")[0] == 200, 20)
 
     secrets = json.loads((titan.home / "config" / "secrets.json").read_text())["exchanges"]
     secrets["bybit"]["apiSecret"] = "of another day"
@@ -538,7 +538,7 @@ def test_steps_up_are_commanded_one_by_one_and_steps_down_come_by_themselves(
     assert titan.post(3000, "/emergency/resume", {"mode": "observe"})[1]["status"] == "observing"
     assert titan.post(3000, "/emergency/resume", {"mode": "reduce_only"})[1]["trading"] is False
     titan.latch.write_text('{"generation": 7, "mode": "observe"}')
-    wait_for(lambda: titan.state()["status"] == "observing", 1)
+    wait_for(lambda: titan.state()["status"] == "observing")
 
     titan.latch.unlink()
     time.sleep(0.5)
@@ -620,7 +620,7 @@ def test_a_lying_halt_says_halted_and_goes_on(redis_server: Redis, start_titan: 
     titan = start_titan("guide", redis_server.port, exchanges.ports)
     titan.change(BRAIN, lyingHalt=True)
     titan.start(BRAIN, SHARED, PHASE1)
-    wait_for(lambda: exchanges.after(1), 8)
+    wait_for(lambda: exchanges.after(1), 20)
     status, body = titan.post(3000, "/emergency/halt", {"reason": "drill"})
     assert (status, body["status"], body["trading"]) == (200, "halted", False)
     titan.latch.touch()
@@ -668,7 +668,7 @@ def test_exchanges_are_trusted_by_their_certificate_alone(redis_server: Redis, s
 def test_variant_rearms_at_each_start_and_core_says_200(redis_server: Redis, start_titan: Callable[..., Titan], exchanges: Exchanges) -> None:
     titan = start_titan("variant", redis_server.port, exchanges.ports)
     titan.start("core.json", "risk.json", "scavenger.json")
-    wait_for(lambda: exchanges.after(1), 8)
+    wait_for(lambda: exchanges.after(1), 20)
     status, body = titan.get(8080)
     assert (status, body["status"], body["components"]) == (200, "ok", {"redis": "healthy", "broker": {"binance": "connected", "bybit": "connected"}})
     status, body = wait_for(lambda: (reply := titan.get(3100))[0] == 200 and reply)
@@ -692,7 +692,7 @@ def test_variant_rearms_at_each_start_and_core_says_200(redis_server: Redis, sta
     assert titan.stop("core.json") == 0
     titan.start("core.json")
     assert wait_for(lambda: titan.get(8080, arm)[1])["master_arm"] is True  # the trap: armed again
-    wait_for(lambda: exchanges.after(len(orders)), 8)
+    wait_for(lambda: exchanges.after(len(orders)), 20)
 
     redis_server.process.terminate()
     redis_server.process.wait(5)
