@@ -100,6 +100,7 @@ class Run:
     total_s: float
     foreign_load: float  # processors in use by others in the two seconds before it
     load_average: float
+    resume_began_s: float = 0.0  # from here on an order may come
     steps: list[tuple[str, float, float]] = field(default_factory=list)  # name, start, duration
     cpu_s: float = 0.0  # processor seconds of this run
     others_cpu_s: float = 0.0  # of everything else on the machine meanwhile
@@ -252,7 +253,9 @@ def collection(state: lab.LabState, folder: Path, began: float, run: Run) -> Non
     on_servers = {row["task_id"] for row in rows if row["event"] == "step_start"}
     done = [row["duration_s"] for row in tasks if row["task_id"] in on_servers]
     run.tasks, run.steps_on_servers, run.steps_s = len(tasks), len(done), sum(done)
-    run.to_resume_s = next(row["at"] for row in tasks if row.get("titan_dr", {}).get("trading") == "resumed") - began
+    resumed = next(row for row in tasks if row.get("titan_dr", {}).get("trading") == "resumed")
+    run.to_resume_s = resumed["at"] - began
+    run.resume_began_s = run.to_resume_s - resumed["duration_s"]
     report = json.loads((folder / "report.json").read_text())
     if report["result"] != "recovered":
         raise BenchmarkError(f"the report says {report['result']}: {report['message']}")
@@ -270,6 +273,7 @@ def script(state: lab.LabState, folder: Path, began: float, run: Run) -> None:
     if code or len(resumed) != 1:
         raise BenchmarkError(f"the script ended with {code}: {text[-3000:]}")
     run.to_resume_s = resumed[0] - began
+    run.resume_began_s = run.to_resume_s - 1  # the call was made while the step ran
     for line in text.splitlines():
         if line.startswith("@ "):
             _mark, name, start, end = line.split()
@@ -289,12 +293,12 @@ def measure(who: str, state: lab.LabState, truth: Truth, folder: Path, options: 
     CONTESTANTS[who](state, folder, began, run)
     run.cpu_s = round(own_seconds(state) - own, 1)
     run.others_cpu_s = round(busy_seconds() - used - run.cpu_s, 1)
-    verify(state, truth, began, began + run.to_resume_s)
+    verify(state, truth, began, began + run.resume_began_s)
     say(f"{who}: {run.to_resume_s:.1f} s to trading, {run.total_s:.1f} s in all; {run.cpu_s} processor seconds, others {run.others_cpu_s}")
     return run
 
 
-def verify(state: lab.LabState, truth: Truth, began: float, resumed: float) -> None:
+def verify(state: lab.LabState, truth: Truth, began: float, resume_began: float) -> None:
     """The same look at the end state for both; BenchmarkError names what differs."""
     seen = look(state, "replacement")
     problems = [f"{name} differs" for name in ("release", "release_content", "config_content", "pm2_content") if seen[name] != truth.look[name]]
@@ -320,7 +324,7 @@ def verify(state: lab.LabState, truth: Truth, began: float, resumed: float) -> N
     end = time.time() + ORDER_WITHIN_S
     while not (since := [order for order in orders(state) if order["received"] >= began]) and time.time() < end:
         time.sleep(0.5)
-    early = [order for order in since if order["received"] < resumed - 1]  # the call was made while the step ran
+    early = [order for order in since if order["received"] < resume_began]
     if early or not since:
         problems.append(f"{len(early)} orders before the resume, {len(since)} in all")
     if problems:
