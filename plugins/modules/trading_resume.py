@@ -16,8 +16,8 @@ description:
     the mode in its body, confirms its effect, and watches. An order in V(observe), one that is not in our book, one that makes a position larger in
     V(reduce_only), a health check that does not pass twice in a row or an exchange that cannot be read halts trading again, with a new generation and by all
     rungs of M(titan.disaster_recovery.trading_halt).
-  - So does a process that was started anew meanwhile, or that has not been up for O(window) seconds before everything is allowed. What is missing of them is
-    waited for.
+  - So does a process that was started anew meanwhile, or that has not been up for O(window) seconds before everything is allowed, or left to a person. What is
+    missing of them is waited for.
   - On a server of several that does not trade itself O(call) is empty. There it judges the same gates and takes the latch away, after the resume elsewhere.
   - In the end it records the recovery on the server and closes the lease of the run. After that the run changes nothing more.
   - A run that dies in between leaves a latch that allows what was proven until then and no more. The next one halts first and begins again.
@@ -239,6 +239,11 @@ class Resume:
             raise _resume.ResumeError(f"there is no user {params['user']} on this host")
         return _resume.Processes(Watcher(params["pm2_home"], uid, prober=None), components, params["window"])
 
+    def settle(self) -> None:
+        """Whatever is allowed, or left to a person: first each process has been up for long enough."""
+        if self.processes:
+            self.processes.settled()
+
     def goes_on(self) -> bool:
         """Whether trading was resumed before: no latch is there and the services trade. A run that died right after its resume only has to write that down."""
         params = self.params
@@ -271,8 +276,7 @@ class Resume:
         if stage.seconds:
             self.wires.begin()
         if stage.mode == _resume.FULL:
-            if self.processes:
-                self.processes.settled()
+            self.settle()
             _latch.release_venues(params["latch"], set(_latch.venues(params["latch"])) - set(params["keep_halted"]))
             _latch.release(params["latch"], params["generation"])
         else:
@@ -299,8 +303,6 @@ class Resume:
     def elsewhere(self) -> dict[str, t.Any]:
         """Take the latch of a server away that does not trade itself; the gate, and whether anything was changed."""
         params = self.params
-        if self.processes:
-            self.processes.settled()
         if params["venues"]:
             released = _latch.release_venues(params["latch"], params["venues"])
             evidence = f"nothing halts {', '.join(params['venues'])} on this server any more"
@@ -314,6 +316,10 @@ class Resume:
     def single(self) -> dict[str, t.Any]:
         """Only exchanges that were halted alone; the gate, and whether anything was changed."""
         params = self.params
+        try:
+            self.settle()
+        except _resume.ResumeError as exc:
+            return {"gate": {"name": "resumed", "verdict": "fail", "evidence": str(exc)}, "changed": False}
         released = _latch.release_venues(params["latch"], params["venues"])
         end = time.monotonic() + params["timeout"]
         while True:
@@ -382,6 +388,7 @@ def go_elsewhere(module: AnsibleModule, command: _lease.Command, resume: Resume,
     """With every gate passed, where nothing trades."""
     params = module.params
     try:
+        resume.settle()
         if params["mode"] == "manual":
             found = _latch.read(params["latch"])
             if found is None:
@@ -413,7 +420,9 @@ def go(module: AnsibleModule, command: _lease.Command, resume: Resume, now: floa
                 module.exit_json(changed=False, judged_at=now, titan_dr=rows)
             raise _latch.LatchError("there is no halt latch, so nothing bounds what the services may do; halt first")
         _latch.same(found, params["generation"])
-    except (_latch.LatchError, OSError) as exc:
+        if params["mode"] == "manual":
+            resume.settle()
+    except (_resume.ResumeError, _latch.LatchError, OSError) as exc:
         rows = resume.rows({"name": "resumed", "verdict": "fail", "evidence": str(exc)}, **({"trading": "halted"} if found_halted(params) else {}))
         module.fail_json(msg=f"Trading stays halted: {exc}", titan_dr=rows)
     if params["mode"] == "manual":

@@ -368,6 +368,28 @@ def test_processes_of_a_server_that_does_not_trade(
     assert titan.latch.exists() != stay and result["failed"] != stay
 
 
+@pytest.mark.parametrize("stay", [True, False])
+def test_nothing_is_left_to_a_person_before_the_processes_stay(
+    titan: Titan, systemctl: list[list[str]], lease: None, run_module: Any, monkeypatch: pytest.MonkeyPatch, stay: bool
+) -> None:
+    titan.trading = False
+    Processes(monkeypatch, titan.latch, stay)
+    for made in (resume, aside):
+        latch, _fresh = _latch.fasten(str(titan.latch), "x", "r1", 1.0, anew=True)
+        result = run_module(trading_resume, made(titan, latch["generation"], mode="manual", components=[BRAIN], pm2_home="/h"))
+        assert result["failed"] != stay and titan.latch.exists() and titan.calls == [], result
+        if stay:
+            break
+
+
+@pytest.mark.parametrize("stay", [True, False])
+def test_one_exchange_is_resumed_when_the_processes_stay(titan: Titan, process: Any, run_module: Any, monkeypatch: pytest.MonkeyPatch, stay: bool) -> None:
+    _latch.fasten_venue(str(titan.latch), "bybit", "x", "r1", 1.0)
+    Processes(monkeypatch, titan.latch, stay)
+    result = run_module(trading_resume, resume(titan, 0, venues=["bybit"], components=[BRAIN], pm2_home="/h"))
+    assert result["failed"] != stay and (_latch.venues(str(titan.latch)) == []) == stay and titan.latch.exists() != stay, result
+
+
 def test_an_operator_who_halts_in_between_is_heeded(titan: Titan, process: Any, run_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     titan.trading = False
     _latch.fasten(str(titan.latch), "x", "r1", 1.0)
