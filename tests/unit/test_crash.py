@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def sleeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_controller_dies_at_its_point_with_all_that_is_its(sleeper: Path, point: Point, seen: int) -> None:
     run = Controller(sleeper / "run", "sleeper", crash=point)
     run.process.wait(60)
-    left = crash.processes.of_run(run.mark)
+    until = time.monotonic() + 5
+    while (left := crash.processes.of_run(run.mark)) and time.monotonic() < until:
+        time.sleep(0.05)  # killed, and not gone yet
     run.end()
     assert run.died, run.output
     assert left == set(), "a worker or what it had started outlived the controller"

@@ -9,6 +9,7 @@ TITAN_DR_TEST_MARK    everything on this machine that carries it dies: workers h
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -24,14 +25,20 @@ _INCLUDES = ("include_tasks", "include_role", "import_role", "import_tasks")
 
 
 def die(mark: str) -> None:
-    """Look first, then kill in one go, ourselves last: nobody shall have the time to notice that the others are gone."""
-    doomed = processes.marked(mark, processes.table())
-    for pid in doomed:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    """Freeze first, for one that forks while it is looked for would leave a child. Then kill in one go, ourselves last: nobody shall have the time to
+    notice that the others are gone."""
+    doomed: set[int] = set()
+    while found := processes.marked(mark, processes.table()) - doomed:
+        send(found, signal.SIGSTOP)
+        doomed |= found
+    send(doomed, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def send(pids: set[int], signum: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signum)
 
 
 class CallbackModule(CallbackBase):

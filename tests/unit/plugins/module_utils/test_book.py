@@ -85,6 +85,21 @@ def test_reading(client: Connection) -> None:
     assert client.call("PING") == "PONG", "an error in the middle leaves the connection usable"
 
 
+@pytest.mark.parametrize(("position", "order"), [
+    ("titan:positions:{venue}:{symbol}", "titan:orders:{id}"), ("p{venue}:{symbol}", "{id}"), ("t[a-z]*\\é^:{venue}:{symbol}", "t[a-z]?-ö]:{id}"),
+    ("{titan}:p:{venue}:{symbol}", "{titan}:o:{id}"),
+])  # fmt: skip
+def test_one_search_finds_positions_and_orders(client: Connection, position: str, order: str) -> None:
+    keys = Keys.parse({"db": 1, "position": position, "order": order})
+    put(client, keys.position("b", "BTCUSDT"), POSITION)
+    put(client, keys.order("t-1"), ORDER)
+    client.call("SET", "tz:other", "1")
+    client.call("CONFIG", "RESETSTAT")
+    book = _book.read(client, keys, OWN)
+    assert (book.positions.keys(), book.orders.keys(), book.unreadable) == ({("b", "BTCUSDT")}, {"t-1"}, {})
+    assert client.info("commandstats")["cmdstat_scan"].startswith("calls=1,")
+
+
 def test_an_empty_book(client: Connection) -> None:
     book = _book.read(client, KEYS, OWN)
     assert (book.positions, book.orders, book.unreadable, book.newest()) == ({}, {}, {}, None)
