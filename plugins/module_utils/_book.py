@@ -183,9 +183,13 @@ def _matcher(pattern: str) -> re.Pattern[str]:
     return re.compile(text)
 
 
-def _glob(*patterns: str) -> bytes:
-    """One for all of them, by what stands before their first placeholder: Redis goes through every key of the database, which should be done once."""
-    heads = [re.split(r"\{(?:venue|symbol|id)\}", pattern)[0].encode() for pattern in patterns]
+def _heads(keys: Keys) -> list[bytes]:
+    """What the names begin with, before the first placeholder."""
+    return [re.split(r"\{(?:venue|symbol|id)\}", pattern)[0].encode() for pattern in (keys.position_pattern, keys.order_pattern)]
+
+
+def _glob(heads: Iterable[bytes]) -> bytes:
+    """One for all of them: Redis goes through every key of the database, which should be done once."""
     return b"".join(b"[%b]" % b"".join(b"\\%c" % byte for byte in sorted(set(column))) for column in zip(*heads, strict=False)) + b"*"
 
 
@@ -197,7 +201,7 @@ def read(client: Connection, keys: Keys, own: re.Pattern[str]) -> Book:
     unreadable: dict[str, str] = {}
     raw: dict[str, dict[str, str]] = {}
     as_position, as_order = _matcher(keys.position_pattern), _matcher(keys.order_pattern)
-    names = client.names(_glob(keys.position_pattern, keys.order_pattern))
+    names = client.names(_glob(_heads(keys)))
     named = {key: match for key in names if (match := as_order.fullmatch(key))}
     ours = {key: match for key, match in named.items() if own.search(match["id"])}
     places = {key: match for key in names if (match := as_position.fullmatch(key))}
@@ -218,6 +222,33 @@ def read(client: Connection, keys: Keys, own: re.Pattern[str]) -> Book:
         except BookError as exc:
             unreadable[key] = str(exc)
     return Book(positions, orders, unreadable, len(named) - len(ours), raw)
+
+
+class Watch:
+    """Hears of every write to the book from here on, so that nobody need search all keys once more: client tracking in broadcasting mode, from Redis 6 on
+    (https://redis.io/docs/latest/develop/reference/client-side-caching/)."""
+
+    def __init__(self, conf: _redis.RedisConf, client: Connection, keys: Keys, timeout: float) -> None:
+        self._ear = Connection.open(conf, timeout)
+        self._hears = True
+        try:
+            number = self._ear.call("CLIENT", "ID")
+            self._ear.call("SUBSCRIBE", "__redis__:invalidate")
+            prefixes = [word for head in _heads(keys) for word in (b"PREFIX", head)]
+            client.call("CLIENT", "TRACKING", "ON", "REDIRECT", number, "BCAST", *prefixes)
+        except _redis.RedisError:
+            self._hears = False
+
+    def quiet(self) -> bool:
+        """Whether certainly nothing was written. Never when the server cannot tell."""
+        try:
+            # what comes instead of the answer is a key that was written before
+            return self._hears and self._ear.call("PING") == ["pong", ""]
+        except _redis.RedisError:
+            return False
+
+    def close(self) -> None:
+        self._ear.close()
 
 
 def write(client: Connection, keys: Keys, book: Book, changes: Mapping[str, Mapping[str, str]]) -> None:

@@ -433,13 +433,15 @@ def settle(module: AnsibleModule, params: dict[str, t.Any]) -> t.NoReturn:
     try:
         keys, policy = _book.Keys.parse(params["book"]), policy_from(params)
         conf = _redis.conf_of(params["redis"], params["redis_password"])
-        with contextlib.closing(_book.Connection.open(conf, params["call_timeout"])) as client:
+        with contextlib.ExitStack() as stack:
+            client = stack.enter_context(contextlib.closing(_book.Connection.open(conf, params["call_timeout"])))
+            watch = stack.enter_context(contextlib.closing(_book.Watch(conf, client, keys, params["call_timeout"])))
             canary = _redis.canary(client, params["canary"]["key"], params["canary"]["db"])
             book = _book.read(client, keys, policy.own)
             window = lost_since(params, book, canary)
             settler = Settler(params, book, keys, policy, window[0] - params["overlap"])
             outcomes = side_by_side(open_venues(params, symbols_of(book)), settler.settle)
-            if _book.read(client, keys, policy.own).raw != book.raw:
+            if not watch.quiet() and _book.read(client, keys, policy.own).raw != book.raw:
                 raise _book.BookError("the book changed while it was reconciled: something still writes to it")
             changed = store(client, keys, book, outcomes, module.check_mode)
     except (_book.BookError, _redis.RedisError, _venue.VenueSpecError, OSError, ValueError, re.error) as exc:

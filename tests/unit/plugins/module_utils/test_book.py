@@ -105,6 +105,41 @@ def test_an_empty_book(client: Connection) -> None:
     assert (book.positions, book.orders, book.unreadable, book.newest()) == ({}, {}, {}, None)
 
 
+def watch(server: Any, client: Connection, keys: Keys = KEYS) -> _book.Watch:
+    return _book.Watch(server.conf, client, keys, 5.0)
+
+
+@pytest.mark.parametrize("command", [
+    ("HSET", "titan:orders:t-2", "status", "pending"), ("HSET", "titan:orders:t-1", "status", "rejected"), ("DEL", "titan:orders:t-1"),
+    ("SET", "titan:positions:b:NEW", "1"), ("RENAME", "titan:orders:t-1", "elsewhere"), ("FLUSHALL",), ("EVAL", "redis.call('SET', 'titan:orders:x', 1)", "0"),
+])  # fmt: skip
+def test_a_watch_hears_of_every_write_to_the_book(redis_server: Any, command: tuple[str, ...]) -> None:
+    server = redis_server()
+    one, other = (Connection.open(server.conf, 5.0) for dummy in range(2))
+    for connection in (one, other):
+        connection.call("SELECT", 1)
+    put(one, "titan:orders:t-1", ORDER)
+    heard = watch(server, one)
+    other.call("SET", "titan:other", "1")
+    _book.read(one, KEYS, OWN)
+    assert heard.quiet() and heard.quiet()
+    other.call(*command)
+    assert not heard.quiet()
+
+
+def test_a_watch_that_cannot_hear_is_never_quiet(redis_server: Any) -> None:
+    mute = redis_server(rename_command='CLIENT ""')
+    assert not watch(mute, Connection.open(mute.conf, 5.0)).quiet()
+    server = redis_server()
+    client = Connection.open(server.conf, 5.0)
+    overlapping = Keys.parse({"position": "titan:{venue}:{symbol}", "order": "titan:orders:{id}"})
+    assert not watch(server, client, overlapping).quiet()
+    cut = watch(server, client)
+    assert cut.quiet()
+    client.call("CLIENT", "KILL", "TYPE", "pubsub")
+    assert not cut.quiet()
+
+
 def test_writing(client: Connection) -> None:
     put(client, "titan:orders:t-1", {**ORDER, "status": "pending", "signalId": "s"})
     book = _book.read(client, KEYS, OWN)

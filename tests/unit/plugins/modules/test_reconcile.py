@@ -131,8 +131,10 @@ def test_a_book_that_is_right_is_left_alone(titan: Titan, venue: str) -> None:
     titan.order(venue, "sell", "0.2")
     titan.halt()
     before = titan.booked(f"titan:positions:{venue}:BTCUSDT")
+    titan.client.call("CONFIG", "RESETSTAT")
     result = titan.reconcile(timeout=10)
     assert (result["failed"], result["changed"], verdicts(result)) == (False, False, ALL)
+    assert titan.client.info("commandstats")["cmdstat_scan"].startswith("calls=1,"), "all keys are searched once where nobody writes"
     assert titan.booked(f"titan:positions:{venue}:BTCUSDT") == before
     [position] = rows(result, venue=venue, what="position")
     assert position["book"].startswith("long 0.3 at ") and position["action"] == "match"
@@ -437,9 +439,12 @@ def test_a_fault_that_goes_is_waited_for(titan: Titan) -> None:
     assert titan.position("bybit") == ("long", "0.5")
 
 
-def test_something_that_writes_to_the_book_meanwhile(titan: Titan, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("hears", [True, False])
+def test_something_that_writes_to_the_book_meanwhile(titan: Titan, monkeypatch: pytest.MonkeyPatch, hears: bool) -> None:
     titan.order("binance", booked="")
     titan.halt()
+    if not hears:
+        titan.client.call("ACL", "SETUSER", "default", "-client")
     looked = reconcile._reconcile.look
 
     def look(venue: Any, since: float) -> Any:
