@@ -61,6 +61,10 @@ put_back:
   description: Where the data lay that was put back, or would be in check mode; empty when there was nothing to do.
   type: str
   returned: success
+pending:
+  description: Whether there is a rollback to make, or one to go on with that put the data back and did not come to its end.
+  type: bool
+  returned: in check mode, or when the data was put back before
 titan_dr:
   description: Rows for the ledger.
   type: dict
@@ -152,6 +156,12 @@ def verify_kept(kept: str, conf: _redis.RedisConf, config: str, confirm: bool) -
     return evidence, {"keyspace": report["contents"]["keyspace"]}
 
 
+def broke_off() -> bool:
+    """Whether the last recovery of this server was a rollback that did not come to its end: its services may be down, and trading halted."""
+    lease = _lease.read()
+    return lease is not None and lease.scenario == "rollback" and (lease.state, lease.result) != (_lease.CLOSED, "recovered")
+
+
 def rollback(params: dict[str, t.Any], conf: _redis.RedisConf, unit: _redis_unit.Unit, check_mode: bool) -> tuple[_redis_data.Exchange | None, Gates]:
     record = _redis_data.read_record()
     notes = refuse(params, record, check_mode)
@@ -207,7 +217,9 @@ def main() -> t.NoReturn:
                 wrong = failing(gates)
                 if wrong:
                     raise Refused(f"the last restore was rolled back before, and now Redis is not well: {wrong}")
-                module.exit_json(changed=False, put_back="", titan_dr={"gates": gates, "notes": ["the last restore was rolled back before"]})
+                pending = broke_off()
+                notes = ["the last restore was rolled back before" + (", by a run that did not come to its end: it is gone on with" if pending else "")]
+                module.exit_json(changed=False, put_back="", pending=pending, titan_dr={"gates": gates, "notes": notes})
             put_back = _redis_data.read_record().get("aside", "")
             exchange, gates = rollback(params, conf, unit, module.check_mode)
         except FAULTS as exc:
@@ -216,7 +228,7 @@ def main() -> t.NoReturn:
             refused = {"refused": msg} if module.check_mode else {}
             module.fail_json(msg=msg, titan_dr={"gates": [_redis_live.gate("redis_rollback", False, str(exc))], **refused})
         if exchange is None:
-            module.exit_json(changed=True, put_back=put_back, titan_dr={"notes": [f"would put back {put_back}: {gates[0]['evidence']}"]})
+            module.exit_json(changed=True, put_back=put_back, pending=True, titan_dr={"notes": [f"would put back {put_back}: {gates[0]['evidence']}"]})
         rows = {"gates": gates, "timings": exchange.timings, "notes": exchange.notes, "rpo": loss(exchange.record, _latch.read(params["latch"]), time.time())}
         wrong = failing(gates)
         if wrong:

@@ -150,15 +150,17 @@ SAMPLED = {"database_corruption": 1}
 NAMES = [name for name in SCENARIOS if COUNT or name in SAMPLED]
 
 
-def heal(scenario: Scenario) -> None:
-    """After a point that failed: the next one begins on a Titan that trades. What nobody can bring back but a backup (the history of the
-    configuration) is carried over, so that it is the same one for the comparison."""
+def heal(scenario: Scenario, folder: Path) -> None:
+    """After a point that failed: the next one begins on a Titan that trades, with the data of the restore point. What nobody can bring back but a
+    backup (the history of the configuration) is carried over, so that it is the same one for the comparison."""
     if scenario.host != "titan" or trades_again(time.time(), 5):
         return
     kept = lab.exec("titan", ["base64", "/var/lib/titan-dr/config.bundle"]).stdout
     lab.destroy_host("titan")
     lab.start_host("titan")
     lab.exec("titan", ["sh", "-ec", "umask 077; base64 -d > /var/lib/titan-dr/config.bundle"], input=kept)
+    data = Controller(folder, "database_corruption", *ARGUMENTS, "-e", "redis_restore_salvage=archive_only", "-e", "database_corruption_confirm=true").end()
+    assert data.rc in (0, 4) and data.report["result"] == "recovered", data.output
 
 
 def after(world: World, scenario: Scenario) -> dict[str, Any]:
@@ -258,5 +260,5 @@ def test_a_controller_that_dies_anywhere(world: World, tmp_path: Path, name: str
         print(f"  {time.monotonic() - begun:5.1f} s  {'FAILED' if problems else 'ok'}  {said}" + "".join(f"\n      {line}" for line in problems), flush=True)
         if problems:
             bad.append("\n  ".join([f"{said} ({tmp_path}/point{number})", *problems]))
-            heal(scenario)
+            heal(scenario, tmp_path / f"healed{number}")
     assert not bad, f"{len(bad)} of {len(chosen)} points of {name} (TITAN_DR_SEED={SEED}):\n" + "\n".join(bad)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _lease
 from ansible_collections.titan.disaster_recovery.plugins.modules import redis_rollback, redis_swap
 
 
@@ -76,6 +77,22 @@ def test_rollback(restored: Any, run_module: Any) -> None:
     assert not again["failed"] and again["changed"] is False and restored.log == []
     # And a later restore can be made.
     restored.client().call("PING")
+
+
+@pytest.mark.parametrize(("scenario", "state", "result", "pending"), [
+    ("rollback", "held", "", True), ("rollback", "closed", "failed", True), ("rollback", "closed", "recovered", False),
+    ("database_corruption", "held", "", False), ("", "", "", False),
+])  # fmt: skip
+def test_a_rollback_that_broke_off_is_to_be_gone_on_with(
+    aof: Any, run_module: Any, monkeypatch: pytest.MonkeyPatch, scenario: str, state: str, result: str, pending: bool
+) -> None:
+    assert run_module(redis_rollback, aof.rollback, check=True)["pending"] is True
+    run_module(redis_rollback, aof.rollback)
+    lease = _lease.Lease(1, "r2", "a", scenario, 0.0, 0.0, {}, state, result) if scenario else None
+    monkeypatch.setattr(_lease, "read", lambda: lease)
+    again = run_module(redis_rollback, aof.rollback, check=True)
+    assert (again["failed"], again["changed"], again["pending"]) == (False, False, pending)
+    assert ("gone on with" in again["titan_dr"]["notes"][0]) is pending
 
 
 def test_a_rollback_that_is_done_and_not_well_is_no_success(aof: Any, run_module: Any) -> None:
