@@ -198,9 +198,11 @@ def test_a_halt_that_lies_and_one_that_is_dead(state: LabState, tmp_path: Path) 
     """H02: it says that it halted and goes on. H01: it answers nothing at all."""
     config = "/opt/titan/config/brain.config.json"
     lying = f'sed -i \'s/"role": "brain",/& "lyingHalt": true,/\' {config}'
-    sh("titan", f"cp -a {config} /root/brain.kept; {lying}; kill $(cat /opt/titan/.pm2/pids/titan-brain-*.pid)")
-    # PM2 starts it again after two seconds: what is ordered later is the liar's
-    since = now(state) + 1.5
+    pid = "cat /opt/titan/.pm2/pids/titan-brain-*.pid || true"
+    honest = sh("titan", f"cp -a {config} /root/brain.kept; {lying}; {pid}").strip()
+    sh("titan", f"kill {honest}")
+    until("PM2 starts the liar", lambda: sh("titan", pid).strip() not in ("", honest))
+    since = now(state)
     until("it trades", lambda: orders(state, since))
     trading.foreign_order("binance", "buy", "0.002", "t-resting", type="limit", price="1000")
     run = halt(tmp_path / "lies")
