@@ -19,7 +19,7 @@ import shutil
 import time
 import typing as t
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _config_live, _fetch, _lease
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _config_live, _fetch, _lease, _state
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._config import (
     ATTRIBUTES,
     Finding,
@@ -133,7 +133,7 @@ def _kept(path: str, copies: t.Callable[[str], list[tuple[str, float, bytes]]], 
 
 def _damaged_before() -> list[str] | None:
     try:
-        with open(os.path.join(_fetch.STATE_DIR, RECORD), encoding="utf-8") as handle:
+        with open(_state.path(RECORD), encoding="utf-8") as handle:
             found = json.load(handle)
     except (OSError, ValueError):
         return None
@@ -204,7 +204,7 @@ def unexplained(old: bytes, new: bytes, findings: t.Sequence[Finding]) -> list[s
 
 
 def folder_of(run_id: str) -> str:
-    return os.path.join(_fetch.STATE_DIR, "stage", f"{run_id}-config")
+    return _state.path("stage", f"{run_id}-config")
 
 
 def save(plan: Plan, run_id: str, more: t.Mapping[str, t.Any]) -> None:
@@ -292,7 +292,7 @@ def swap(plan: t.Mapping[str, t.Any], run_id: str) -> tuple[list[dict[str, t.Any
         aside = os.path.realpath(item.path)
         kept = _fetch.free_name(f"{aside}.before-{run_id}") if os.path.lexists(aside) else ""
         if kept:
-            _lease.write_file(os.path.join(_fetch.STATE_DIR, RECORD), json.dumps([*(_damaged_before() or []), kept]), 0o600)
+            _lease.write_file(_state.path(RECORD), json.dumps([*(_damaged_before() or []), kept]), 0o600)
         kept = put(item.path, data, item.uid, item.gid, item.mode, run_id)
         done.append({"path": item.path, "kept": kept, "at": time.time()})
     mended = []

@@ -24,9 +24,10 @@ import typing as t
 import urllib.error
 import urllib.request
 
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _state
+
 BLOCK = 1 << 20
-STATE_DIR = "/var/lib/titan-dr"
-TOOLS_DIR = f"{STATE_DIR}/bin"
+TOOLS_DIR = _state.path("bin")
 
 # One place an object can be had from; `kind` decides which of the others count.
 SOURCE_SPEC: dict[str, t.Any] = {
@@ -195,7 +196,7 @@ def _open(source: dict[str, t.Any], deadline: float) -> t.Iterator[t.BinaryIO]:
             with opener.open(source["url"], timeout=max(1.0, min(10.0, deadline - time.time()))) as response:
                 yield response
         elif source["kind"] == "sftp":
-            with sftp_session(source) as argv, tempfile.NamedTemporaryFile(dir=STATE_DIR if os.path.isdir(STATE_DIR) else None) as local:
+            with sftp_session(source) as argv, tempfile.NamedTemporaryFile(dir=_state.STATE_DIR if os.path.isdir(_state.STATE_DIR) else None) as local:
                 sftp(argv, f'get "{source["path"]}" "{local.name}"\n', deadline)
                 with open(local.name, "rb") as stream:
                     yield stream

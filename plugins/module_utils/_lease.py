@@ -21,10 +21,9 @@ import threading
 import time
 import typing as t
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _journal, _marked
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _journal, _marked, _state
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._marked import Mark
 
-STATE_DIR = "/var/lib/titan-dr"
 RUN_DIR = "/run/titan-dr"
 HELD, CLOSED = "held", "closed"
 # Results of a run that can be gone on with.
@@ -171,11 +170,11 @@ def admit(lease: Lease | None, mark: Mark, now: float, server: str, halts: bool 
 
 
 def lease_path() -> str:
-    return os.path.join(STATE_DIR, "lease.json")
+    return _state.path("lease.json")
 
 
 def journal_path() -> str:
-    return os.path.join(STATE_DIR, "journal.jsonl")
+    return _state.path("journal.jsonl")
 
 
 def server_name() -> str:
@@ -212,7 +211,7 @@ def write_file(path: str, text: str, mode: int) -> None:
 
 
 def write(lease: Lease) -> None:
-    os.makedirs(STATE_DIR, mode=0o755, exist_ok=True)
+    os.makedirs(_state.STATE_DIR, mode=0o755, exist_ok=True)
     row = dataclasses.asdict(lease)
     del row["sign"]
     write_file(lease_path(), json.dumps(row) + "\n", 0o600)
@@ -252,7 +251,7 @@ class Command:
         self.step, self.mark, self.precondition, self.works = step, mark, precondition, works
 
     def begin(self) -> None:
-        os.makedirs(STATE_DIR, mode=0o755, exist_ok=True)
+        os.makedirs(_state.STATE_DIR, mode=0o755, exist_ok=True)
         self._append(_journal.INTENT, {} if self.precondition is None else {"precondition": self.precondition})
         self._sign()
 

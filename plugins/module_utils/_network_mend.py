@@ -18,7 +18,7 @@ import shlex
 import time
 import typing as t
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _lease, _network, _network_dns, _network_look
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _lease, _network, _network_dns, _network_look, _state
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._network import OK, Endpoint
 
 RESOLV_CONF, HOSTS = "/etc/resolv.conf", "/etc/hosts"
@@ -329,7 +329,7 @@ class Record:
 
 
 def record_path() -> str:
-    return os.path.join(_lease.STATE_DIR, "network.json")
+    return _state.path("network.json")
 
 
 @dataclasses.dataclass

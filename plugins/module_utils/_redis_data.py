@@ -17,11 +17,10 @@ import subprocess
 import time
 import typing as t
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch, _redis, _redis_live, _redis_unit
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch, _redis, _redis_live, _redis_unit, _state
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._redis_live import Gates, Refused
 
 DUMP = "base.rdb"
-RECORD_DIR = "/var/lib/titan-dr"
 # Room beside the data for what Redis writes while it starts and takes its new base.
 MARGIN = 64 << 20
 # Seconds to wait for the new base: one that cannot be written fails at once, and big data is served meanwhile.
@@ -42,7 +41,7 @@ ARGUMENTS: dict[str, dict[str, t.Any]] = {
 
 def record_path() -> str:
     """Where the last exchange is written down."""
-    return os.path.join(RECORD_DIR, "redis-live.json")
+    return _state.path("redis-live.json")
 
 
 def read_record() -> dict[str, t.Any]:

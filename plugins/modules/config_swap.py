@@ -122,6 +122,7 @@ from ansible_collections.titan.disaster_recovery.plugins.module_utils import (
     _lease,
     _redis,
     _redis_unit,
+    _state,
 )
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import ComponentError
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._config_options import CONFIGURATION
@@ -176,7 +177,7 @@ class Work:
 
     def _fetched(self, candidate: dict[str, t.Any]) -> list[_config_history.Revision]:
         """What a restore point holds: the files, and the history that travels with them."""
-        stage = os.path.join(_fetch.STATE_DIR, "stage", f"{self.params['run_id']}-config-fetch")
+        stage = _state.path("stage", f"{self.params['run_id']}-config-fetch")
 
         def attempt(entry: dict[str, t.Any], source: dict[str, t.Any]) -> list[_config_history.Revision]:
             shutil.rmtree(stage, ignore_errors=True)

@@ -100,14 +100,12 @@ titan_dr:
   returned: always
 """
 
-import json
-import os
 import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _config, _config_history, _config_live, _fetch
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _config, _config_history, _config_live, _state
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import ComponentError
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._config_options import CONFIGURATION
 
@@ -142,15 +140,8 @@ def verify(params: dict[str, t.Any]) -> tuple[dict[str, t.Any], list[dict[str, s
 
 def stranger(environment_id: str) -> str:
     """Why this is not a server of the environment; empty when it is, or was never claimed."""
-    path = os.path.join(_fetch.STATE_DIR, "owner.json")
-    try:
-        with open(path, encoding="utf-8") as handle:
-            owner = json.load(handle)["environment_id"]
-    except FileNotFoundError:
-        return ""
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{path} cannot be read, so it is not known whose server this is"
-    return "" if owner == environment_id else f"this server is claimed by environment {owner}, not {environment_id}"
+    ours, evidence = _state.belongs(environment_id)
+    return "" if ours else evidence
 
 
 def main() -> t.NoReturn:

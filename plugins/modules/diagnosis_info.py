@@ -85,29 +85,23 @@ diagnosis:
 
 import concurrent.futures
 import functools
-import json
 import os
 import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _diagnosis, _fetch, _probe, _redis
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _diagnosis, _probe, _redis, _state
 
 Found = dict[str, t.Any]
 
 
 def owner() -> Found:
     """Which environment claimed this server."""
-    path = os.path.join(_fetch.STATE_DIR, "owner.json")
     try:
-        with open(path, encoding="utf-8") as handle:
-            found = json.load(handle)
-        return {"environment_id": str(found["environment_id"]), "run_id": found.get("run_id")}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        return {"text": f"{path} cannot be read: {type(exc).__name__}"}
+        return _state.owner()
+    except _state.StateError as exc:
+        return {"text": str(exc)}
 
 
 def present(paths: dict[str, str]) -> dict[str, bool]:

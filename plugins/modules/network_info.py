@@ -222,7 +222,6 @@ titan_dr:
   returned: always
 """
 
-import json
 import os
 import pwd
 import time
@@ -230,7 +229,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _journal, _lease, _network, _network_look, _network_wait, _probe
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _journal, _lease, _network, _network_look, _network_wait, _probe, _state
 
 Network = dict[str, t.Any]
 
@@ -276,23 +275,9 @@ def gates(waited: _network_wait.Waited, how: str) -> list[dict[str, str]]:
     return rows
 
 
-def read_state(name: str) -> dict[str, t.Any] | None:
-    """A record of ours on this server; None when it cannot be read."""
-    try:
-        with open(os.path.join(_lease.STATE_DIR, name), encoding="utf-8") as handle:
-            found = json.load(handle)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
 def described(params: dict[str, t.Any]) -> list[dict[str, str]]:
     """Whether the run may begin; nothing is connected to."""
-    owner, wanted = read_state("owner.json"), params["environment_id"]
-    claimed = "a record that cannot be read" if owner is None else f"environment {owner['environment_id']}" if owner.get("environment_id") else ""
-    ours = None if owner is None else owner.get("environment_id") in (None, wanted)
+    ours, claimed = _state.belongs(params["environment_id"])
     try:
         names = ", ".join(endpoint.name for endpoint in _network.endpoints(params["venues"], params["stores"]))
         venues = {"verdict": _network.PASS, "evidence": names}
@@ -301,7 +286,7 @@ def described(params: dict[str, t.Any]) -> list[dict[str, str]]:
     verdicts = {True: _network.PASS, False: _network.FAIL, None: _network.UNKNOWN}
     return [
         {"name": "root", "verdict": verdicts[os.geteuid() == 0], "evidence": f"user id {os.geteuid()}"},
-        {"name": "environment", "verdict": verdicts[ours], "evidence": f"claimed by {claimed or 'no environment'}, this is a run for {wanted}"},
+        {"name": "environment", "verdict": verdicts[ours], "evidence": claimed},
         {"name": "venues", **venues},
     ]
 
@@ -381,7 +366,7 @@ def main() -> t.NoReturn:
         if wrong:
             reason = "This recovery cannot begin: " + "; ".join(wrong)
             module.fail_json(msg=reason, network={}, down=[], titan_dr={"gates": begin, "refused": reason})
-        module.exit_json(changed=False, network={}, down=[], recovered=read_state("recovered.json") or {}, titan_dr={"gates": begin})
+        module.exit_json(changed=False, network={}, down=[], recovered=_state.recovered(), titan_dr={"gates": begin})
     try:
         for probe in params["probes"]:
             _probe.check_spec(probe, "probes")

@@ -97,9 +97,9 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _debian, _fetch, _lease
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _debian, _fetch, _lease, _state
 
-BUNDLE_DIR = os.path.join(_fetch.STATE_DIR, "bundle")
+BUNDLE_DIR = _state.path("bundle")
 DEBS_DIR = os.path.join(BUNDLE_DIR, "debs")
 REDIS_MARKER = os.path.join(BUNDLE_DIR, "redis-installed")
 POLICY = "/usr/sbin/policy-rc.d"

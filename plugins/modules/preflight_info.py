@@ -128,7 +128,7 @@ titan_dr:
   returned: always
 """
 
-import json
+import contextlib
 import os
 import re
 import shutil
@@ -142,7 +142,6 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import (
     _debian,
-    _fetch,
     _probe,
     _redis,
     _redis_cause,
@@ -150,6 +149,7 @@ from ansible_collections.titan.disaster_recovery.plugins.module_utils import (
     _redis_live,
     _redis_unit,
     _restore_point,
+    _state,
 )
 
 # The dump twice (as fetched and as live data) and room to rewrite the AOF. In place the old data stays, but it takes its room already.
@@ -206,11 +206,14 @@ class Preflight:
 
     def ours(self) -> dict[str, t.Any]:
         """The server is blank, or an earlier run of this environment claimed it."""
-        owner = read_json(os.path.join(_fetch.STATE_DIR, "owner.json"))
+        owner: dict[str, t.Any] = {}
+        # a record that cannot be read proves nothing
+        with contextlib.suppress(_state.StateError):
+            owner = _state.owner()
         if owner:
             good = owner.get("environment_id") == self.params["environment_id"]
             self.gate("blank_or_ours", good, f"claimed by environment {owner.get('environment_id')}, run {owner.get('run_id')}")
-            return read_json(os.path.join(_fetch.STATE_DIR, "recovered.json")) if good else {}
+            return _state.recovered() if good else {}
         foreign = []
         data_dir = self.params["redis_data_dir"]
         if data_dir and os.path.isdir(data_dir) and os.listdir(data_dir):
@@ -222,16 +225,9 @@ class Preflight:
     def titan(self) -> dict[str, t.Any]:
         """The server is the Titan that the inventory describes, and restoring the Redis that it has would not make things worse."""
         environment, run_id = self.params["environment_id"], self.params["run_id"]
-        record = os.path.join(_fetch.STATE_DIR, "owner.json")
-        owner = read_json(record)
-        if owner:
-            self.gate("environment", owner.get("environment_id") == environment, f"claimed by environment {owner.get('environment_id')}")
-        else:
-            # a server that was built by hand was never claimed
-            unread = os.path.exists(record)
-            self.gate("environment", None if unread else True, f"{record} cannot be read" if unread else "claimed by no environment")
+        self.gate("environment", *_state.belongs(environment))
         conf = self.redis_conf() if self.params["redis_data_dir"] else None
-        recovered = read_json(os.path.join(_fetch.STATE_DIR, "recovered.json"))
+        recovered = _state.recovered()
         if (recovered.get("environment_id"), recovered.get("run_id")) == (environment, run_id):
             self.notes.append("this run has recovered this server already")
             return recovered
@@ -337,15 +333,6 @@ def complaints(client: _redis.Redis, keys_before: int) -> tuple[list[str], str]:
     wrong += ["it is still loading"] * (persistence.get("loading") != "0")
     wrong += [f"it holds {keys} keys, the restore point {keys_before}"] * (keys * 2 < keys_before)
     return wrong, f"Redis answers and calls itself healthy, with {keys} keys"
-
-
-def read_json(path: str) -> dict[str, t.Any]:
-    try:
-        with open(path, encoding="utf-8") as handle:
-            found = json.load(handle)
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def port_in_use(port: int) -> bool:

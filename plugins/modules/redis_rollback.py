@@ -65,6 +65,10 @@ pending:
   description: Whether there is a rollback to make, or one to go on with that put the data back and did not come to its end.
   type: bool
   returned: in check mode, or when the data was put back before
+trading:
+  description: How the last recovery of this server left trading, C(resumed) or C(awaiting resume).
+  type: str
+  returned: when the data was put back before
 titan_dr:
   description: Rows for the ledger.
   type: dict
@@ -90,6 +94,7 @@ from ansible_collections.titan.disaster_recovery.plugins.module_utils import (
     _redis_live,
     _redis_unit,
     _scratch,
+    _state,
     _target,
 )
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._redis_live import Gates, Refused, failing
@@ -219,7 +224,8 @@ def main() -> t.NoReturn:
                     raise Refused(f"the last restore was rolled back before, and now Redis is not well: {wrong}")
                 pending = broke_off()
                 notes = ["the last restore was rolled back before" + (", by a run that did not come to its end: it is gone on with" if pending else "")]
-                module.exit_json(changed=False, put_back="", pending=pending, titan_dr={"gates": gates, "notes": notes})
+                trading = _state.recovered().get("trading", "resumed")
+                module.exit_json(changed=False, put_back="", pending=pending, trading=trading, titan_dr={"gates": gates, "notes": notes})
             put_back = _redis_data.read_record().get("aside", "")
             exchange, gates = rollback(params, conf, unit, module.check_mode)
         except FAULTS as exc:

@@ -205,6 +205,7 @@ from ansible_collections.titan.disaster_recovery.plugins.module_utils import (
     _replica,
     _salvage,
     _scratch,
+    _state,
     _target,
 )
 
@@ -231,7 +232,7 @@ def wait_for(path: str, deadline: float) -> None:
 
 
 def job_file(run_id: str) -> str:
-    return os.path.join(_fetch.STATE_DIR, "stage", f"redis-{run_id}.json")
+    return _state.path("stage", f"redis-{run_id}.json")
 
 
 def outbox_of(run_id: str) -> str:

@@ -148,9 +148,10 @@ from ansible_collections.titan.disaster_recovery.plugins.module_utils import (
     _redis_proof,
     _restore_point,
     _scratch,
+    _state,
 )
 
-DEBS_DIR = os.path.join(_fetch.STATE_DIR, "bundle", "debs")
+DEBS_DIR = _state.path("bundle", "debs")
 BOOTSTRAP_TOOLS = ("age", "zstd")
 
 

@@ -103,9 +103,9 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch, _lease
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch, _lease, _state
 
-OWNER = os.path.join(_fetch.STATE_DIR, "owner.json")
+OWNER = _state.path("owner.json")
 SYSCTL = "/etc/sysctl.d/90-titan.conf"
 LIMITS = "/etc/security/limits.d/90-titan.conf"
 HOSTS = "/etc/hosts"
@@ -213,8 +213,8 @@ class Baseline:
 
     def all(self) -> None:
         params = self.params
-        self.directory(_fetch.STATE_DIR, 0o755)
-        self.directory(os.path.join(_fetch.STATE_DIR, "stage"), 0o700)
+        self.directory(_state.STATE_DIR, 0o755)
+        self.directory(_state.path("stage"), 0o700)
         if not os.path.exists(OWNER):
             self.content(OWNER, json.dumps({"environment_id": params["environment_id"], "run_id": params["run_id"]}) + "\n")
         self.user()

@@ -191,13 +191,12 @@ titan_dr:
 """
 
 import json
-import os
 import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _halt, _latch, _lease, _probe, _redis, _resume
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _halt, _latch, _lease, _probe, _redis, _resume, _state
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._components import Component, ComponentError, here, parse_components
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._pm2 import Watcher
 
@@ -208,7 +207,7 @@ def record(command: _lease.Command, params: dict[str, t.Any], **more: str) -> li
     """Write down that the server is recovered and end the lease; a note where that failed: it is no reason to halt trading again."""
     text = json.dumps({"environment_id": params["environment_id"], "run_id": params["run_id"], **more}) + "\n"
     try:
-        _lease.write_file(os.path.join(_lease.STATE_DIR, "recovered.json"), text, 0o644)
+        _lease.write_file(_state.path("recovered.json"), text, 0o644)
         command.close("recovered")
     except (OSError, _lease.LeaseError) as exc:
         return [f"that could not be recorded on the server: {exc}"]

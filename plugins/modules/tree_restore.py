@@ -88,7 +88,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch, _lease
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch, _lease, _state
 
 
 class TreeError(Exception):
@@ -202,7 +202,7 @@ def main() -> t.NoReturn:
         point_id = first["id"] if first else "none"
         note = f"would restore {', '.join(wanted(first))} from restore point {point_id}" if first else "there is no restore point"
         module.exit_json(changed=True, restore_point=point_id, kept=[], titan_dr={"notes": [note]})
-    stage = os.path.join(_fetch.STATE_DIR, "stage", f"{params['run_id']}-{params['gate']}")
+    stage = _state.path("stage", f"{params['run_id']}-{params['gate']}")
     deadline = time.time() + params["timeout"]
     started = time.monotonic()
 

@@ -38,7 +38,9 @@ RESTORED = [
 ]
 FACTS: dict[str, dict[str, Any]] = {
     "preflight": {"preflight_recovered_already": "{{ inventory_hostname in recovered | default([]) }}"},
-    "redis_restore/rollback": {"redis_restore_rollback": "{{ {'pending': pending | default(true)} if inventory_hostname == 'data' else {'skipped': true} }}"},
+    "redis_restore/rollback": {
+        "redis_restore_rollback": "{{ rolled_back | default({'pending': true}) if inventory_hostname == 'data' else {'skipped': true} }}",
+    },
     "trading_halt": {"trading_halt_result": {"latched": True}},
     "config_restore/preflight": {"config_restore_idle": False},
     "config_restore/stage": {"config_restore_affected": []},
@@ -49,7 +51,10 @@ FACTS: dict[str, dict[str, Any]] = {
 SAYS = {
     "trading_halt": "{{ {'halt': {}} | combine({'trading': 'halted'} if inventory_hostname == 'core' else {}) }}",
     "trading_halt/resume": "{{ {'trading': 'resumed'} if inventory_hostname == 'core' else {} }}",
-    "validate": {"gates": [{"name": "config", "verdict": "pass", "evidence": "sound"}], "rpo": {"actual_s": 1, "basis": "canary"}},
+    "validate": {
+        "gates": [{"name": "config", "verdict": "pass", "evidence": "sound, {{ validate_trading | default('halted') }}"}],
+        "rpo": {"actual_s": 1, "basis": "canary"},
+    },
 }
 
 
@@ -216,8 +221,11 @@ def test_a_rollback_concerns_the_servers_that_use_the_data_too(three: Three) -> 
         assert course(ran, host)[-1] == "trading_halt/resume"
 
 
-def test_nothing_is_halted_where_nothing_is_to_be_put_back(three: Three) -> None:
-    ran = three.scenario("rollback", pending=False)
+@pytest.mark.parametrize("trading", ["resumed", "awaiting resume"])
+def test_nothing_is_halted_where_nothing_is_to_be_put_back(three: Three, trading: str) -> None:
+    """And whoever left the resume to a person finds it well that nothing trades."""
+    ran = three.scenario("rollback", rolled_back={"pending": False, "trading": trading})
+    assert {gate["evidence"] for gate in ran.report["gates"]} == {f"sound, {trading}"}
     assert ran.rc == 0 and {step for server in SERVERS for step in course(ran, server)} <= {"incident", "redis_restore/rollback", "validate"}, ran.output
 
 

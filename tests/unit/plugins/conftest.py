@@ -25,15 +25,14 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.titan.disaster_recovery.plugins.module_utils import (
-    _fetch,
     _lease,
     _rdb_walk,
     _redis,
-    _redis_data,
     _redis_proof,
     _redis_unit,
     _restore_point,
     _scratch,
+    _state,
 )
 
 CANARY = {"key": "titan:dr:canary", "db": 1}
@@ -59,7 +58,7 @@ def lease_dirs(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "lease"
     # not the fixture monkeypatch: it would be undone later than what other fixtures clean up with
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_lease, "STATE_DIR", str(folder / "state"))
+        patch.setattr(_state, "STATE_DIR", str(folder / "state"))
         patch.setattr(_lease, "RUN_DIR", str(folder / "run"))
         patch.delenv("TITAN_DR_COMMAND", raising=False)
         yield folder
@@ -275,7 +274,7 @@ def host(box: Path, me: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     monkeypatch.setattr(_redis_unit, "systemctl", host.systemctl)
     monkeypatch.setattr(_redis_unit, "DROP_INS", str(box / "units"))
     monkeypatch.setattr(_redis_unit, "LOCK", str(host.lock))
-    monkeypatch.setattr(_redis_data, "RECORD_DIR", str(box))
+    monkeypatch.setattr(_state, "STATE_DIR", str(box))
     yield host
     host.close()
 
@@ -333,7 +332,7 @@ class Case:
 
 @pytest.fixture
 def case(box: Path, key: Any, me: str, monkeypatch: pytest.MonkeyPatch) -> Case:
-    monkeypatch.setattr(_fetch, "STATE_DIR", str(box / "state"))
+    monkeypatch.setattr(_state, "STATE_DIR", str(box / "state"))
     return Case(box, key, me)
 
 

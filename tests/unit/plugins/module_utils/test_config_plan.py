@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _config_history, _config_live, _config_plan, _fetch
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _config_history, _config_live, _config_plan, _state
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._config import Finding
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._config_history import digest
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._config_live import Running
@@ -21,7 +21,7 @@ from config_world import CANARY, TOOLS, World
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(tmp_path)
-    monkeypatch.setattr(_fetch, "STATE_DIR", str(world.state))
+    monkeypatch.setattr(_state, "STATE_DIR", str(world.state))
     world.commit()
     return world
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _redis, _redis_data
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _redis, _redis_data, _state
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._redis_data import build, layout
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._redis_live import Refused
 
@@ -120,7 +120,7 @@ def test_no_parent(box: Path) -> None:
 
 
 def test_the_record(box: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_redis_data, "RECORD_DIR", str(box))
+    monkeypatch.setattr(_state, "STATE_DIR", str(box))
     assert _redis_data.read_record() == {}
     _redis_data.write_record({"state": "live"})
     assert _redis_data.read_record() == {"state": "live"} and (box / "redis-live.json").stat().st_mode & 0o777 == 0o600

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _config_live, _config_plan, _config_restart, _fetch, _redis_unit
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _config_live, _config_plan, _config_restart, _redis_unit, _state
 from ansible_collections.titan.disaster_recovery.plugins.modules import config_swap
 from config_world import CANARY, TOOLS, World
 
@@ -62,7 +62,7 @@ def swap(tmp_path: Path, run_module: Run, key: Any, monkeypatch: pytest.MonkeyPa
     world = World(tmp_path)
     world.commit()
     case = Case(world, run_module, key)
-    monkeypatch.setattr(_fetch, "STATE_DIR", str(world.state))
+    monkeypatch.setattr(_state, "STATE_DIR", str(world.state))
     monkeypatch.setattr(_config_live, "tools", lambda settings: TOOLS)
     monkeypatch.setattr(_config_live, "look", lambda *arguments, **named: {})
 

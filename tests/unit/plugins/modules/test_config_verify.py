@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _config_live, _fetch
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _config_live, _state
 from ansible_collections.titan.disaster_recovery.plugins.modules import config_verify
 from config_world import CANARY, TOOLS, World
 
@@ -20,7 +20,7 @@ Run = Callable[..., dict[str, Any]]
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(tmp_path)
-    monkeypatch.setattr(_fetch, "STATE_DIR", str(world.state))
+    monkeypatch.setattr(_state, "STATE_DIR", str(world.state))
     monkeypatch.setattr(_config_live, "tools", lambda settings: TOOLS)
     world.commit()
     return world

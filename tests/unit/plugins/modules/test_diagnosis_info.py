@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _diagnosis, _fetch
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _diagnosis, _state
 from ansible_collections.titan.disaster_recovery.plugins.modules import diagnosis_info
 
 CANARY = {"key": "titan:dr:canary", "db": 1}
@@ -20,7 +20,7 @@ RunModule = Callable[..., dict[str, Any]]
 def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "titan-dr"
     folder.mkdir()
-    monkeypatch.setattr(_fetch, "STATE_DIR", str(folder))
+    monkeypatch.setattr(_state, "STATE_DIR", str(folder))
     return folder
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _journal, _lease, _network, _network_look
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _journal, _lease, _network, _network_look, _state
 from ansible_collections.titan.disaster_recovery.plugins.modules import network_info
 from ansible_collections.titan.disaster_recovery.plugins.modules.network_info import probes_for
 
@@ -116,7 +116,7 @@ def test_services_that_did_not_notice(run_module: Module, sky: Sky, web: Any) ->
 
 
 def test_an_earlier_recovery_makes_it_careful(run_module: Module, sky: Sky) -> None:
-    Path(_lease.STATE_DIR).mkdir(parents=True)
+    Path(_state.STATE_DIR).mkdir(parents=True)
     for step in ("network_mend", "trading_resume"):
         _journal.append(_lease.journal_path(), {"at": time.time(), "run_id": "before", "step": step, "event": "done", "pid": 1})
     assert "over at least 2 s" in info(run_module, **{**QUICK, "seconds": 1.0})["titan_dr"]["notes"][0]
@@ -140,8 +140,8 @@ def test_described(run_module: Module, sky: Sky, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(("text", "verdict"), [('{"environment_id": "lab"}', "pass"), ('{"environment_id": "other"}', "fail"), ("{", "unknown")])
 def test_whose_server_it_is(run_module: Module, sky: Sky, text: str, verdict: str) -> None:
-    Path(_lease.STATE_DIR).mkdir(parents=True)
-    (Path(_lease.STATE_DIR) / "owner.json").write_text(text)
+    Path(_state.STATE_DIR).mkdir(parents=True)
+    (Path(_state.STATE_DIR) / "owner.json").write_text(text)
     found = described(run_module)
     assert verdicts(found)["environment"] == verdict and found["failed"] is (verdict != "pass")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _journal, _lease, _network, _network_dns, _network_look, _network_mend
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _journal, _lease, _network, _network_dns, _network_look, _network_mend, _state
 from ansible_collections.titan.disaster_recovery.plugins.modules import network_mend
 
 VENUE = {"name": "a", "kind": "binance", "rest": "https://a.lab", "ws": "wss://a.lab/ws", "addresses": ["10.0.0.1"], "keys": {}, "symbols": []}
@@ -61,7 +61,7 @@ def test_mended_kept_and_put_back(run_module: Module, root: Path) -> None:
 def test_check_mode_only_says_what_it_would_try(run_module: Module, root: Path) -> None:
     found = mend(run_module, check=True)
     assert found["changed"] and "would try: /etc/resolv.conf" in found["titan_dr"]["notes"][0]
-    assert (root / "etc/resolv.conf").read_text() == f"nameserver {DEAD}\n" and not Path(_lease.STATE_DIR).exists()
+    assert (root / "etc/resolv.conf").read_text() == f"nameserver {DEAD}\n" and not Path(_state.STATE_DIR).exists()
 
 
 def test_nothing_that_helps_is_no_failure(run_module: Module, root: Path) -> None:
@@ -89,7 +89,7 @@ def test_only_under_the_lease(run_module: Module, root: Path, monkeypatch: pytes
 
 
 def test_a_damaged_record_stops_it(run_module: Module, root: Path) -> None:
-    Path(_lease.STATE_DIR).mkdir(parents=True)
+    Path(_state.STATE_DIR).mkdir(parents=True)
     Path(_network_mend.record_path()).write_text("{")
     found = mend(run_module)
     assert found["failed"] and "damaged" in found["msg"] and found["titan_dr"]["gates"][0]["verdict"] == "fail"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _debian, _fetch
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _debian, _state
 from ansible_collections.titan.disaster_recovery.plugins.modules import offline_bundle
 
 
@@ -75,7 +75,7 @@ def host(tmp_path: Path, key: Any, monkeypatch: pytest.MonkeyPatch) -> Host:
     host = Host(tmp_path, key)
     (tmp_path / "state").mkdir()
     bundle = tmp_path / "state" / "bundle"
-    monkeypatch.setattr(_fetch, "STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setattr(_state, "STATE_DIR", str(tmp_path / "state"))
     for name, value in {"BUNDLE_DIR": bundle, "DEBS_DIR": bundle / "debs", "REDIS_MARKER": bundle / "redis-installed", "POLICY": host.policy}.items():
         monkeypatch.setattr(offline_bundle, name, str(value))
     monkeypatch.setattr(offline_bundle, "run", host.run)

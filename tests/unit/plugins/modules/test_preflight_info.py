@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _debian, _fetch, _redis_unit
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _debian, _redis_unit, _state
 from ansible_collections.titan.disaster_recovery.plugins.modules import preflight_info
 
 GATES = {"operating_system", "python", "root", "disk", "memory", "clock", "blank_or_ours"}
@@ -22,7 +22,7 @@ GATES = {"operating_system", "python", "root", "disk", "memory", "clock", "blank
 @pytest.fixture
 def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     (tmp_path / "state").mkdir()
-    monkeypatch.setattr(_fetch, "STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setattr(_state, "STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setattr(preflight_info, "registry_hosts", lambda: ["packages.invalid"])
     monkeypatch.setattr(preflight_info, "reachable", lambda host: False)
     details = {"size": 1000, "used_memory": 1000, "server": _debian.system()}
@@ -55,7 +55,7 @@ def test_a_blank_server(params: dict[str, Any], run_module: Any) -> None:
 
 def claim(environment_id: str, **more: Any) -> None:
     for name, content in {"owner": {"environment_id": environment_id, "run_id": "r0"}, **more}.items():
-        Path(_fetch.STATE_DIR, f"{name}.json").write_text(json.dumps(content))
+        Path(_state.STATE_DIR, f"{name}.json").write_text(json.dumps(content))
 
 
 def test_foreign_data_is_refused(params: dict[str, Any], run_module: Any) -> None:
@@ -90,7 +90,7 @@ def test_our_server_is_accepted_with_its_data(params: dict[str, Any], run_module
 
 
 def test_an_owner_record_that_cannot_be_read_proves_nothing(params: dict[str, Any], run_module: Any) -> None:
-    Path(_fetch.STATE_DIR, "owner.json").write_text('{"environment_id": "lab"')
+    Path(_state.STATE_DIR, "owner.json").write_text('{"environment_id": "lab"')
     os.mkdir(params["redis_data_dir"])
     Path(params["redis_data_dir"], "dump.rdb").touch()
     assert bad(run_module(preflight_info, params)) == {"blank_or_ours": "fail"}
@@ -275,7 +275,7 @@ def test_whose_server_it_is(titan: Any, run_module: Any) -> None:
     assert "claimed by no environment" in evidence(run_module(preflight_info, titan.params), "environment"), "built by hand"
     claim("staging")
     assert judged(run_module(preflight_info, titan.params)) == {"environment": "fail"}
-    Path(_fetch.STATE_DIR, "owner.json").write_text('{"environment_id": "lab"')
+    Path(_state.STATE_DIR, "owner.json").write_text('{"environment_id": "lab"')
     assert judged(run_module(preflight_info, titan.params)) == {"environment": "unknown"}
 
 

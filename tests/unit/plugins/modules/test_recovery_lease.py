@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _journal, _lease, _marked
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _journal, _lease, _marked, _state
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._lease import Lease, Request
 from ansible_collections.titan.disaster_recovery.plugins.modules import recovery_lease
 
@@ -41,7 +41,7 @@ def hold(sign: float = 0.0, **more: Any) -> Lease:
 
 
 def journal(*steps: tuple[str, str]) -> None:
-    os.makedirs(_lease.STATE_DIR, exist_ok=True)
+    os.makedirs(_state.STATE_DIR, exist_ok=True)
     for step, event in steps:
         _journal.append(_lease.journal_path(), {"run_id": f"R{ME}", "step": step, "event": event})
 
@@ -238,7 +238,7 @@ def test_a_lease_that_cannot_be_written_is_refused(run_module: Any, lease_dirs: 
 
 def test_a_command_that_works_stands_in_the_way(run_module: Any, shared: Any, impatient: None) -> None:
     """Without a mark: started by hand, or by a backup."""
-    os.makedirs(_lease.STATE_DIR)
+    os.makedirs(_state.STATE_DIR)
     _journal.append(_lease.journal_path(), {"run_id": "", "step": "restore_point_create", "event": "intent", "pid": os.getpid()})
     shared()
     result = run_module(recovery_lease, ask("held", take_over=f"R{ME}"))
@@ -326,8 +326,8 @@ def test_a_command_in_the_background_is_ended_and_freed(run_module: Any, monkeyp
     monkeypatch.setenv(_marked.VARIABLE, f"R{ME}/aaaa{ME}/3")
     script = (
         "import os, sys, time\n"
-        "from ansible_collections.titan.disaster_recovery.plugins.module_utils import _lease\n"
-        f"_lease.STATE_DIR, _lease.RUN_DIR = {_lease.STATE_DIR!r}, {_lease.RUN_DIR!r}\n"
+        "from ansible_collections.titan.disaster_recovery.plugins.module_utils import _lease, _state\n"
+        f"_state.STATE_DIR, _lease.RUN_DIR = {_state.STATE_DIR!r}, {_lease.RUN_DIR!r}\n"
         "class Module: check_mode = False\n"
         "with _lease.command(Module(), 'redis_stage') as command:\n"
         "    if os.fork():\n"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _lease
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _lease, _state
 from ansible_collections.titan.disaster_recovery.plugins.modules import redis_rollback, redis_swap
 
 
@@ -93,6 +93,14 @@ def test_a_rollback_that_broke_off_is_to_be_gone_on_with(
     again = run_module(redis_rollback, aof.rollback, check=True)
     assert (again["failed"], again["changed"], again["pending"]) == (False, False, pending)
     assert ("gone on with" in again["titan_dr"]["notes"][0]) is pending
+
+
+def test_a_rollback_that_is_done_tells_how_it_left_trading(aof: Any, run_module: Any) -> None:
+    run_module(redis_rollback, aof.rollback)
+    assert run_module(redis_rollback, aof.rollback, check=True)["trading"] == "resumed"
+    with open(_state.path("recovered.json"), "w", encoding="utf-8") as handle:
+        handle.write('{"environment_id": "lab", "run_id": "r2", "trading": "awaiting resume"}')
+    assert run_module(redis_rollback, aof.rollback, check=True)["trading"] == "awaiting resume"
 
 
 def test_a_rollback_that_is_done_and_not_well_is_no_success(aof: Any, run_module: Any) -> None:

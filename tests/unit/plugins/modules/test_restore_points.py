@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.titan.disaster_recovery.plugins.filter import sources as filters
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch, _restore_point, _scratch, _stores
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _restore_point, _scratch, _state, _stores
 from ansible_collections.titan.disaster_recovery.plugins.modules import redis_stage, restore_point_create, restore_point_info, restore_point_push
 from ansible_collections.titan.disaster_recovery.plugins.modules.restore_point_create import BackupError, save_redis
 
@@ -164,7 +164,7 @@ def test_from_production_to_a_proven_copy(production: Production, key: Any, buck
     assert again["changed"] is False and again["pushed"] == {"cloud": 0}
 
     # Found, planned, fetched and proven.
-    monkeypatch.setattr(_fetch, "STATE_DIR", str(production.box))
+    monkeypatch.setattr(_state, "STATE_DIR", str(production.box))
     found = run_module(restore_point_info, {"stores": [bucket.store], "environment_id": "lab", "identity": key.identity})
     assert found["titan_dr"]["gates"][0]["verdict"] == "pass"
     plan = filters.sources(found["plan"], [bucket.store])

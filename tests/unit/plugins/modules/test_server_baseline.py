@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch, _state
 from ansible_collections.titan.disaster_recovery.plugins.modules import server_baseline
 
 
 @pytest.fixture
 def params(tmp_path: Path, me: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(_fetch, "STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setattr(_state, "STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setattr(_fetch, "TOOLS_DIR", str(tmp_path / "state" / "bin"))
     monkeypatch.setattr(server_baseline, "OWNER", str(tmp_path / "state" / "owner.json"))
     (tmp_path / "sysctl.d").mkdir()
@@ -64,7 +64,7 @@ def bootstrap(folder: Path, key: Any, name: str, *tools: str) -> dict[str, Any]:
 
 def test_prepared_and_then_nothing_to_do(params: dict[str, Any], tmp_path: Path, run_module: Any, commands: list[list[str]]) -> None:
     result = run_module(server_baseline, params)
-    assert result["changed"] and len(result["actions"]) == 7
+    assert result["changed"] and len(result["actions"]) == 6
     assert json.loads((tmp_path / "state" / "owner.json").read_text()) == {"environment_id": "lab", "run_id": "r1"}
     assert (tmp_path / "state" / "stage").stat().st_mode & 0o777 == 0o700 and (tmp_path / "home" / "logs").stat().st_mode & 0o777 == 0o755
     assert (tmp_path / "sysctl.d" / "90-titan.conf").read_text() == "vm.overcommit_memory = 1\n"

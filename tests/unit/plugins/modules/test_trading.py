@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fence, _halt, _journal, _latch, _lease
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fence, _halt, _journal, _latch, _lease, _state
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._pm2 import Finding
 from ansible_collections.titan.disaster_recovery.plugins.modules import trading_halt, trading_resume
 
@@ -490,7 +490,7 @@ def closed() -> tuple[str, str]:
 
 
 def recovered() -> Any:
-    path = Path(_lease.STATE_DIR) / "recovered.json"
+    path = Path(_state.STATE_DIR) / "recovered.json"
     assert not path.exists() or path.stat().st_mode & 0o777 == 0o644
     return json.loads(path.read_text()) if path.exists() else None
 

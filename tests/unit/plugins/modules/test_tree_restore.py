@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _fetch
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import _state
 from ansible_collections.titan.disaster_recovery.plugins.modules import tree_restore
 
 NAME = "points/20260101T000000Z-abcdef/config.tar.zst.age"
@@ -68,7 +68,7 @@ class Case:
 
 @pytest.fixture
 def case(tmp_path: Path, key: Any, monkeypatch: pytest.MonkeyPatch) -> Case:
-    monkeypatch.setattr(_fetch, "STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setattr(_state, "STATE_DIR", str(tmp_path / "state"))
     return Case(tmp_path, key)
 
 
@@ -235,7 +235,7 @@ def other_disk() -> Iterator[Path]:
 
 def test_onto_another_file_system_with_owner_and_mode(other_disk: Path, tmp_path: Path, key: Any, run_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The state directory and the target need not lie on one disk; the services could not read their secrets as root's files."""
-    monkeypatch.setattr(_fetch, "STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setattr(_state, "STATE_DIR", str(tmp_path / "state"))
     case = Case(other_disk, key)
     case.add()
     result = run_module(tree_restore, case.params)
