@@ -37,7 +37,7 @@ def build(rows: Iterable[Row]) -> dict[str, Any]:
     }
     restored = _merged(said, "restore_point")
     rpo_said = _merged(said, "rpo")
-    if result == "recovered" and trading == "resumed" and not rpo_said and not any(row.get("status") == "changed" for row in rows):
+    if result == "recovered" and trading in ("resumed", AWAITING) and not rpo_said and not any(row.get("status") == "changed" for row in rows):
         # a run that found everything well put no older data in place of newer
         rpo_said = {"actual_s": 0.0, "basis": "nothing was changed"}
     rpo = {

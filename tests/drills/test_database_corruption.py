@@ -188,14 +188,19 @@ def test_a_restore_that_was_a_mistake_is_rolled_back(state: LabState, tmp_path: 
     assert (restored.report["result"], restored.report["trading"]) == ("recovered", "resumed"), restored.output
     refused(Run(tmp_path / "unasked", "rollback"), "rollback_confirm")
     assert trading() is True and redis("get", "titan:test:mark") != "mistake"
-    run = Run(tmp_path / "run", "rollback", "-e", "rollback_confirm=true")
+    told = ["-e", "rollback_confirm=true", "-e", "titan_resume=manual"]
+    run = Run(tmp_path / "run", "rollback", *told)
     assert run.rc == 0, run.output
-    assert (run.report["result"], run.report["trading"]) == ("recovered", "resumed"), run.report
-    assert redis("get", "titan:test:mark") == "mistake" and trading() is True
-    # there is nothing more to put back, and a Titan that trades is not halted for it
-    again = Run(tmp_path / "again", "rollback", "-e", "rollback_confirm=true")
-    assert (again.rc, again.report["result"], again.changed("titan")) == (0, "recovered", 0), again.output
-    assert "rolled back before" in "".join(again.report["notes"])
+    assert (run.report["result"], run.report["trading"]) == ("recovered", "awaiting resume"), run.report
+    assert redis("get", "titan:test:mark") == "mistake" and trading() is False
+    # there is nothing more to put back, and nothing is changed for it: neither where a person is waited for nor where it trades
+    for name, state_of_trading in (("waiting", "awaiting resume"), ("trading", "resumed")):
+        again = Run(tmp_path / name, "rollback", *told)
+        assert (again.rc, again.report["result"], again.report["trading"]) == (0, "recovered", state_of_trading), again.output
+        assert again.changed("titan") == 0 and "rolled back before" in "".join(again.report["notes"])
+        if name == "waiting":
+            resumed = Run(tmp_path / "resumed", "resume")
+            assert (resumed.rc, trading()) == (0, True), resumed.output
 
 
 def test_without_a_good_restore_point_it_ends_halted_and_leaves_the_data(state: LabState, tmp_path: Path) -> None:

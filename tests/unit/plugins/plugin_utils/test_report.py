@@ -204,6 +204,13 @@ def test_objectives() -> None:
     assert Rows(kind="check").task(1, rpo={"actual_s": 1}).end(1)["rto"]["met"] is None
 
 
+@pytest.mark.parametrize("trading", ["resumed", "awaiting resume"])
+def test_a_run_that_changed_nothing_lost_nothing(trading: str) -> None:
+    nothing = Rows().gate(1, "g", "pass").task(2, trading=trading).end(3)
+    assert nothing["rpo"]["actual_s"] == 0.0 and _report.exit_code(nothing) is None
+    assert Rows().gate(1, "g", "pass").task(2, "changed", trading=trading).end(3)["rpo"]["actual_s"] is None
+
+
 def test_phases_that_overlap_and_phases_entered_again() -> None:
     rows = Rows().add(0, "phase_start", phase="a").add(2, "phase_start", phase="b").add(6, "phase_end", phase="a").add(7, "phase_end", phase="b")
     rows.add(20, "phase_start", phase="a").add(21.5, "phase_end", phase="a").add(22, "phase_start", phase="c")
