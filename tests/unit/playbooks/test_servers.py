@@ -19,7 +19,7 @@ SERVERS = ("data", "core", "phases")
 ENTRIES = {
     "incident": ("main", "end"),
     "preflight": ("main",),
-    "trading_halt": ("main", "resume"),
+    "trading_halt": ("main", "resume", "close"),
     "redis_restore": ("main", "stage", "rollback"),
     "dependencies": ("main", "later"),
     "reconcile": ("main", "observe"),
@@ -41,7 +41,7 @@ FACTS: dict[str, dict[str, Any]] = {
     "redis_restore/rollback": {
         "redis_restore_rollback": "{{ rolled_back | default({'pending': true}) if inventory_hostname == 'data' else {'skipped': true} }}",
     },
-    "trading_halt": {"trading_halt_result": {"latched": True}},
+    "trading_halt": {"trading_halt_result": {"latched": "{{ inventory_hostname not in unlatched | default([]) }}"}},
     "config_restore/preflight": {"config_restore_idle": False},
     "config_restore/stage": {"config_restore_affected": []},
     "config_restore/prove": {"config_restore_gates": []},
@@ -234,6 +234,25 @@ def test_a_resume_starts_what_the_halt_stopped_where_nobody_could_be_asked(three
     for host in SERVERS:
         started = [] if host == "core" else ["services"]
         assert course(ran, host)[-5:] == ["trading_halt", "reconcile/observe", *started, "validate", "reconcile", "trading_halt/resume"][-5:], ran.output
+
+
+ADOPTED = {"run_id": "r", "epoch": 1, "incident_at": 1767225600.0, "adopted": True}
+
+
+def test_a_resume_that_broke_off_at_its_very_end_is_recorded(three: Three) -> None:
+    ran = three.scenario("resume", unlatched=SERVERS, incident_lease=ADOPTED)
+    assert ran.rc == 0 and {gate["evidence"] for gate in ran.report["gates"]} == {"sound, resumed"}, ran.output
+    for host in SERVERS:
+        assert course(ran, host) == ["incident", "trading_halt", "validate", "trading_halt/close"], ran.output
+
+
+@pytest.mark.parametrize(("unlatched", "more", "said"), [
+    (SERVERS, {}, "there is nothing to resume"), (SERVERS[:1], {"incident_lease": ADOPTED}, "Halt all servers first"),
+])  # fmt: skip
+def test_a_resume_of_what_is_not_halted_is_refused(three: Three, unlatched: tuple[str, ...], more: dict[str, Any], said: str) -> None:
+    ran = three.scenario("resume", unlatched=unlatched, **more)
+    assert (ran.rc, ran.report["result"]) == (3, "refused") and said in ran.report["message"], ran.output
+    assert not {"validate", "trading_halt/close", "trading_halt/resume"} & {step for host in SERVERS for step in course(ran, host)}
 
 
 @pytest.mark.parametrize("scenario", ["complete_system_failure", "database_corruption", "rollback", "resume"])
