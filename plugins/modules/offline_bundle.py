@@ -103,6 +103,7 @@ BUNDLE_DIR = _state.path("bundle")
 DEBS_DIR = os.path.join(BUNDLE_DIR, "debs")
 REDIS_MARKER = os.path.join(BUNDLE_DIR, "redis-installed")
 POLICY = "/usr/sbin/policy-rc.d"
+NO_STARTS = "#!/bin/sh\n# titan.disaster_recovery installs packages\nexit 101\n"
 
 
 class BundleError(Exception):
@@ -122,10 +123,12 @@ def run(argv: list[str], deadline: float) -> str:
 def no_service_starts() -> t.Iterator[None]:
     """A package must not start its service before the restored configuration is there."""
     before = POLICY + ".titan-dr"
-    if os.path.exists(POLICY) and not os.path.exists(before):
-        os.rename(POLICY, before)
+    with contextlib.suppress(FileNotFoundError), open(POLICY, encoding="utf-8", errors="replace") as handle:
+        # One of ours is left when a run was killed in here.
+        if handle.read() != NO_STARTS:
+            os.rename(POLICY, before)
     with open(POLICY, "w", encoding="ascii") as handle:
-        handle.write("#!/bin/sh\nexit 101\n")
+        handle.write(NO_STARTS)
     os.chmod(POLICY, 0o755)
     try:
         yield

@@ -19,7 +19,7 @@
 #   config_restore: tree_restore                config: hash, every JSON file parses, old files kept, renamed into place (with the unit of PM2)
 #   app_restore: tree_restore                   app: the same, and the link
 #   redis_restore: redis_swap                   redis_swap: configuration agrees, AOF layout and manifest, start timeout, old data kept, start, PING, then
-#                                               key counts, canary, role, no eviction, a write
+#                                               key counts, canary, role, no eviction, a write; a new base, which validate waits for
 #   services: component_start                   pm2_daemon (unit enabled, started, no dump resurrected), level: latch checked, pm2 start of each level, gated
 #                                               on health of each of its components; pm2_save
 #   validate: pm2_health                        stable: PM2's list at the start and at the end of the same window, states, restarts, owner of each process
@@ -403,7 +403,10 @@ redis_swap() {
   within 600 0.05 redis_ready
   redis-cli info | python "$COMPARE" live "$(redis-cli -n "$CANARY_DB" get "$CANARY_KEY")"
   [[ $(redis-cli set titan:dr:write-probe 1 PX 1) == OK ]] || die "Redis takes no write"
+  redis-cli bgrewriteaof >/dev/null
 }
+
+new_base_written() { redis-cli info persistence | grep -q '^aof_rewrite_in_progress:0'; }
 
 pm2_daemon() {
   rm -f $HOME_DIR/.pm2/dump.pm2 $HOME_DIR/.pm2/dump.pm2.bak
@@ -465,9 +468,10 @@ validate() {
   python "$ASK" 20 1000 "$BRAIN/health/websockets status=connected" "$BRAIN/health/exchanges binance=connected bybit=connected" \
     "$BRAIN/health/trading trading=false" &
   probes=$!
+  within 20 0.1 new_base_written
   info=$(redis-cli info)
   local wanted
-  for wanted in role:master loading:0 aof_enabled:1 aof_last_write_status:ok rdb_last_bgsave_status:ok evicted_keys:0; do
+  for wanted in role:master loading:0 aof_enabled:1 aof_last_write_status:ok aof_last_bgrewrite_status:ok rdb_last_bgsave_status:ok evicted_keys:0; do
     grep -q "^$wanted" <<<"$info" || die "Redis: not $wanted"
   done
   grep -q '^db[0-9]*:keys=' <<<"$info" || die "Redis is empty"

@@ -5,7 +5,7 @@ First one run without a crash, for its task events and for what the server is li
 killed there with its workers and connections (what runs on the server goes on), the same playbook again, and a comparison. The second run is started
 plainly, with titan_dr_resume, or on another controller, which cannot know that the first one is dead and must be told (titan_dr_take_over).
 
-TITAN_DR_SWEEP   how many points of each scenario, or `all` (make sweep); a few without it
+TITAN_DR_SWEEP   how many points of each scenario, `all` of them (make sweep), or `2/8`: the second of eight parts; a few without it
 TITAN_DR_SEED    which points and moments; a fixed seed without it
 TITAN_DR_POINTS  only points whose name matches this pattern
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crash import TRADED, Controller, Point, differences, keys, lease, look, orders_while_halted, points, sample, summary, trades_again
+from crash import TRADED, Controller, Point, chosen_of, differences, keys, lease, look, orders_while_halted, points, summary, trades_again
 from lab_runs import Run, sh
 
 from titan_dr import lab
@@ -257,7 +257,7 @@ def test_a_controller_that_dies_anywhere(world: World, tmp_path: Path, name: str
     assert expected["marked processes"] == [] and expected["latch"] is False
 
     found = [point for point in points(whole.events(), dice) if ONLY.search(point.name)]
-    chosen = found if COUNT == "all" else sample(found, int(COUNT or SAMPLED[name]), dice)
+    chosen = chosen_of(found, COUNT or str(SAMPLED[name]), dice)
     print(f"\n{name}: {len(chosen)} of {len(found)} points, TITAN_DR_SEED={SEED}")
     bad = []
     for number, point in enumerate(chosen):

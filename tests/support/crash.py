@@ -156,8 +156,12 @@ def points(events: Sequence[dict[str, Any]], dice: random.Random, inside: int = 
     return found
 
 
-def sample(found: Sequence[Point], count: int, dice: random.Random) -> list[Point]:
-    """So many of them, spread over the run."""
+def chosen_of(found: Sequence[Point], how_many: str, dice: random.Random) -> list[Point]:
+    """`all` of them, `2/8`: every eighth from the second on, or so many, spread over the run."""
+    part, slash, parts = how_many.partition("/")
+    if slash:
+        return list(found[int(part) - 1 :: int(parts)])
+    count = len(found) if how_many == "all" else int(how_many)
     if count >= len(found):
         return list(found)
     return [found[dice.randrange(len(found) * part // count, len(found) * (part + 1) // count)] for part in range(count)]

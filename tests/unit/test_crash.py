@@ -11,7 +11,7 @@ from typing import Any
 
 import crash
 import pytest
-from crash import Controller, Point, differences, halts, points, sample
+from crash import Controller, Point, chosen_of, differences, halts, points
 
 PLAYBOOK = """
 - hosts: localhost
@@ -74,9 +74,15 @@ def test_points_are_before_in_and_after_what_the_server_notices() -> None:
 
 def test_a_sample_is_spread_over_the_run() -> None:
     found = [Point(n, 0.0, str(n)) for n in range(100)]
-    chosen = sample(found, 4, random.Random(1))
+    chosen = chosen_of(found, "4", random.Random(1))
     assert [point.n // 25 for point in chosen] == [0, 1, 2, 3]
-    assert sample(found[:3], 4, random.Random(1)) == found[:3]
+    assert chosen_of(found[:3], "4", random.Random(1)) == found[:3] == chosen_of(found[:3], "all", random.Random(1))
+
+
+def test_the_parts_of_a_sweep_are_all_of_it() -> None:
+    found = [Point(n, 0.0, str(n)) for n in range(10)]
+    parts = [chosen_of(found, f"{part}/4", random.Random(part)) for part in (1, 2, 3, 4)]
+    assert [point.n for point in parts[1]] == [1, 5, 9] and sorted(point.n for part in parts for point in part) == list(range(10))
 
 
 def test_a_difference_is_found_wherever_it_lies() -> None:

@@ -104,6 +104,13 @@ def test_a_policy_that_was_there_comes_back(host: Host, run_module: Any) -> None
     assert host.policy.read_text() == "mine" and host.policies == [True, True]
 
 
+def test_a_policy_that_a_killed_run_left_does_not_stay(host: Host, run_module: Any) -> None:
+    host.policy.write_text(offline_bundle.NO_STARTS)
+    host.add("p1", DEBS)
+    run_module(offline_bundle, host.params)
+    assert host.policies == [True, True] and not host.policy.exists()
+
+
 def test_what_is_not_in_the_bundle_is_named(host: Host, run_module: Any) -> None:
     host.add("p1", {"redis-server": "", "redis-tools": ""})
     result = run_module(offline_bundle, host.params)
