@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crash import TRADED, Controller, Point, chosen_of, differences, keys, lease, look, orders_while_halted, points, summary, trades_again
+from crash import TRADED, Controller, Point, chosen_of, differences, keys, lease, look, orders, orders_while_halted, points, summary, trades_again
 from lab_runs import Run, sh
 
 from titan_dr import lab
@@ -238,6 +238,41 @@ def crash(world: World, scenario: Scenario, folder: Path, point: Point, how: str
     if not trades_again(time.time()):
         problems.append("no order after the end")
     return [f"killed at the {said['kind']} of {said['task']}, or after it", *problems] if problems else []
+
+
+# A halt has no lease that could be taken up, and its end is not a Titan that trades: what it must leave is a Titan that does not, and that can be resumed.
+@pytest.mark.skipif(not COUNT, reason="a part of make sweep")
+@pytest.mark.parametrize("name", [pytest.param("halt", id=f"halt-seed{SEED}")])
+def test_a_halt_that_dies_anywhere_is_given_again(world: World, tmp_path: Path, name: str) -> None:
+    dice = random.Random(f"{SEED} {name}")
+
+    def halts(folder: str, crash: Point | None = None) -> Controller:
+        return Controller(tmp_path / folder, "halt", crash=crash).end()
+
+    def resumes(folder: str) -> list[str]:
+        since = time.time()
+        run = Controller(tmp_path / folder, "resume", *ARGUMENTS).end()
+        return [] if run.rc == 0 and trades_again(since) else [f"it was not resumed: {run.report.get('message')}"]
+
+    whole = halts("whole")
+    assert whole.rc == 0 and resumes("resumed") == []
+    found = [point for point in points(whole.events(), dice) if ONLY.search(point.name)]
+    chosen = chosen_of(found, COUNT, dice)
+    print(f"\n{name}: {len(chosen)} of {len(found)} points, TITAN_DR_SEED={SEED}")
+    bad = []
+    for number, point in enumerate(chosen):
+        pause = dice.choice([0.0, 0.0, 3.0])
+        problems = [] if halts(f"first{number}", point).died else ["the run was not killed there"]
+        time.sleep(pause)
+        again = halts(f"again{number}")
+        halted_at = time.time()
+        time.sleep(3)
+        problems += [] if again.rc == 0 else [f"the second halt ended with {again.rc}: {again.output[-300:]}"]
+        problems += [f"{late} orders after the halt"] if (late := sum(at > halted_at for at in orders())) else []
+        problems += resumes(f"resumed{number}")
+        print(f"  {'FAILED' if problems else 'ok'}  {point.name}, {pause:g} s later" + "".join(f"\n      {line}" for line in problems), flush=True)
+        bad += [f"{point.name}: {line}" for line in problems]
+    assert not bad, "\n".join(bad)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, id=f"{name}-seed{SEED}") for name in NAMES])
