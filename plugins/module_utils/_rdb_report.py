@@ -146,6 +146,12 @@ class Target:
     renamed: t.Mapping[str, str] | None = None  # rename-command: new names by upper-case name, empty when disabled
 
 
+def text_of(raw: bytes) -> str:
+    """A key for a finding."""
+    text = raw[:200].decode("utf-8", "backslashreplace")
+    return text if len(raw) <= 200 else text + "..."
+
+
 def verdict(findings: t.Iterable[Finding]) -> str:
     """pass, fail or unknown."""
     severities = {finding.severity for finding in findings}

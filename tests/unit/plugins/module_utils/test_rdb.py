@@ -241,8 +241,8 @@ def big(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_rdb, "LARGE", 1 << 15)
     monkeypatch.setattr(_rdb._crc64, "engine", lambda: "anycrc")
     monkeypatch.setattr(_rdb._crc64, "_anycrc", lambda: None)
-    for name in ("_ALONE", "_PART"):
-        monkeypatch.setattr(_rdb._rdb_walk, name, 1 << 15)
+    monkeypatch.setattr(_rdb._rdb_walk._rdb_part, "ALONE", 1 << 15)
+    monkeypatch.setattr(_rdb._rdb_walk, "_PART", 1 << 15)
 
 
 def orders(*more: bytes) -> bytes:

@@ -16,7 +16,16 @@ import pytest
 
 import rdb_writer as w
 import servers
-from ansible_collections.titan.disaster_recovery.plugins.module_utils import _crc64, _rdb_feed, _rdb_format, _rdb_report, _rdb_values, _rdb_walk
+from ansible_collections.titan.disaster_recovery.plugins.module_utils import (
+    _crc64,
+    _rdb_classes,
+    _rdb_feed,
+    _rdb_format,
+    _rdb_part,
+    _rdb_report,
+    _rdb_values,
+    _rdb_walk,
+)
 from ansible_collections.titan.disaster_recovery.plugins.module_utils._rdb_format import Corrupt
 
 NOW = 1_800_000_000.0
@@ -319,7 +328,7 @@ def test_duplicate_keys(walk: Walk) -> None:
 
 
 def test_equal_hashes_are_no_duplicates(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_rdb_walk, "hash", lambda key: -len(key), raising=False)
+    monkeypatch.setattr(_rdb_part, "hash", lambda key: -len(key), raising=False)
     names = [f"k{number}" for number in range(3000)]
     assert walk(w.rdb(strings(*names)), duplicates=True).findings == []
     assert [finding.key for finding in walk(w.rdb(strings(*names, "k17")), duplicates=True).findings] == ["k17"]
@@ -340,8 +349,10 @@ def test_very_many_duplicates(walk: Walk) -> None:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fork for files of a few hundred kB already, with windows to match."""
-    for name, value in {"_ALONE": 1 << 15, "_PART": 1 << 15, "_PIECE": 1 << 15, "_WINDOW": 1 << 14, "_PROBE": 1 << 12}.items():
+    for name, value in {"_PART": 1 << 15, "_PIECE": 1 << 15, "_PROBE": 1 << 12}.items():
         monkeypatch.setattr(_rdb_walk, name, value)
+    for name, value in {"ALONE": 1 << 15, "_WINDOW": 1 << 14}.items():
+        monkeypatch.setattr(_rdb_part, name, value)
 
 
 def trading(seed: int, entries: int = 6000) -> bytes:
@@ -527,10 +538,10 @@ def test_classes_are_bounded_whatever_the_order() -> None:
 
     def told(keys: list[bytes], portions: int) -> dict[str, dict[str, int]]:
         chance.shuffle(keys)
-        total = _rdb_walk._Classes()
+        total = _rdb_classes.Classes()
         size = len(keys) // portions + 1
         for start in range(0, len(keys), size):
-            part = _rdb_walk._Classes()
+            part = _rdb_classes.Classes()
             portion = keys[start : start + size]
             for at in range(0, len(portion), 700):
                 part.add(at % 2, portion[at : at + 700])
