@@ -59,7 +59,6 @@ class ActionModule(NormalAction):
                 raise
             host = str(variables.get("inventory_hostname"))
             result = {"failed": True, "changed": False, "msg": f"{host} cannot be reached: {error}", "titan_dr": {"unreachable": host}}
-        self._tell_size(result)
         return self._with(result, said)
 
     def _with(self, result: dict[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,15 +69,6 @@ class ActionModule(NormalAction):
             notes = [*said.get("notes", []), *(notes if isinstance(notes, list) else [notes])]
             result["titan_dr"] = {**said, **rows, **({"notes": notes} if notes else {})}
         return result
-
-    def _tell_size(self, result: Mapping[str, Any]) -> None:
-        """The next runs learn from it how the time grows with the data."""
-        rows = result.get("titan_dr")
-        point = rows.get("restore_point") if isinstance(rows, Mapping) else None
-        for candidate in self._task.args.get("candidates") or []:
-            if isinstance(point, dict) and isinstance(candidate, Mapping) and candidate.get("id") == point.get("id"):
-                point["bytes"] = (candidate.get("details") or {}).get("size")
-                point["object_bytes"] = (candidate.get("object") or {}).get("size")
 
     # --- the gate ----------------------------------------------------------------------------------------------------
 

@@ -20,10 +20,14 @@ description:
     docs/scenarios/database_corruption.md.
   - Waits for C(redis-server) to be installed, so that it can run while packages are being installed.
 options:
+  candidates:
+    required: false
+  identity:
+    required: false
   mode:
     description:
       - With V(start) the work goes on in the background, in memory of a process of its own, and ends at O(timeout) whatever happens to the controller.
-      - With V(wait) the result of that work is waited for and returned.
+      - With V(wait) the result of that work is waited for and returned. Of the options only O(run_id) and O(timeout) are looked at.
       - The module's own background work is used and not C(async), because C(async) would write the parameters with their secrets to the disk.
     type: str
     choices: [run, start, wait]
@@ -31,7 +35,6 @@ options:
   data_dir:
     description: The live data directory. The stage is made beside it, so that the swap is a rename.
     type: path
-    required: true
   run_id:
     description: Names the stage.
     type: str
@@ -43,7 +46,6 @@ options:
   canary:
     description: Where the canary lies, with C(key) and C(db).
     type: dict
-    required: true
   config:
     description: The configuration of the server. Its limits are held against each candidate when the file is there at the start.
     type: path
@@ -121,11 +123,9 @@ options:
   incident_started_at:
     description: Start of the incident in seconds since the epoch. The distance to the canary in the snapshot is the measured data loss.
     type: float
-    required: true
   installed_marker:
     description: File that appears when the Redis packages are installed.
     type: path
-    required: true
   timeout:
     description: Seconds for all of it.
     type: float
@@ -211,6 +211,7 @@ from ansible_collections.titan.disaster_recovery.plugins.module_utils import (
 
 # Two clocks that differ by more make expiries and the data loss meaningless.
 CLOCK_TOLERANCE = 60.0
+WORKS_ON = ("candidates", "identity", "data_dir", "canary", "incident_started_at", "installed_marker")
 INVARIANT = {
     "class": {"type": "str", "required": True},
     "min": {"type": "int"},
@@ -458,7 +459,11 @@ def stage(params: dict[str, t.Any], directory: str, timings: dict[str, float]) -
     family, number = _scratch.version(_scratch.locate())
     server = chosen.found.get("server", f"{family} {number}")
     is_archive = chosen.kind == _salvage.ARCHIVE
-    point = params["candidates"][chosen.position]["id"] if is_archive else chosen.kind
+    point: dict[str, t.Any] = {"id": chosen.kind}
+    if is_archive:
+        candidate = params["candidates"][chosen.position]
+        # the next runs learn from the sizes how the time grows with the data
+        point = {"id": candidate["id"], "bytes": details["size"], "object_bytes": candidate["object"]["size"]}
     notes = [*chosen.notes, *_salvage.lost(outcomes, chosen)]
     if not is_archive:
         notes += [note for note in archive.notes if note.startswith("passed over")]
@@ -468,7 +473,7 @@ def stage(params: dict[str, t.Any], directory: str, timings: dict[str, float]) -
             notes.insert(0, f"with consent, although it is not proven: {'; '.join(chosen.reasons)}")
     return {
         "stage": directory,
-        "restore_point": {"id": point, "source": chosen.source, "taken_at": chosen.taken_at, "proof": chosen.proof},
+        "restore_point": {**point, "source": chosen.source, "taken_at": chosen.taken_at, "proof": chosen.proof},
         "expected": _redis_proof.expectation(details, params["canary"], t.cast("_rdb_report.Contents", chosen.contents), chosen.found["used_memory"], server),
         "data_at": chosen.data_at,
         "rpo": {"actual_s": chosen.loss(incident), "basis": chosen.basis},
@@ -621,12 +626,12 @@ def main() -> t.NoReturn:
     module = AnsibleModule(
         argument_spec={
             "mode": {"type": "str", "choices": ["run", "start", "wait"], "default": "run"},
-            "candidates": _fetch.CANDIDATES,
-            "identity": _fetch.IDENTITY,
-            "data_dir": {"type": "path", "required": True},
+            "candidates": {**_fetch.CANDIDATES, "required": False},
+            "identity": {**_fetch.IDENTITY, "required": False},
+            "data_dir": {"type": "path"},
             "run_id": {"type": "str", "required": True},
             "user": {"type": "str", "default": "redis"},
-            "canary": {"type": "dict", "required": True},
+            "canary": {"type": "dict"},
             "config": {"type": "path", "default": "/etc/redis/redis.conf"},
             "invariants": {"type": "list", "elements": "dict", "default": [], "options": INVARIANT},
             "salvage": {"type": "str", "choices": ["archive_only", "auto", "unproven_ok"], "default": "archive_only"},
@@ -634,24 +639,27 @@ def main() -> t.NoReturn:
             "tolerance": {"type": "float", "default": 0.1},
             "replica": {"type": "dict", "options": _replica.ARGUMENTS},
             "restore_to": {"type": "float"},
-            "incident_started_at": {"type": "float", "required": True},
-            "installed_marker": {"type": "path", "required": True},
+            "incident_started_at": {"type": "float"},
+            "installed_marker": {"type": "path"},
             "timeout": {"type": "float", "required": True},
         },
+        required_if=[("mode", mode, WORKS_ON) for mode in ("run", "start")],
         supports_check_mode=True,
     )
     params = module.params
+    job = job_file(params["run_id"])
+    if params["mode"] == "wait":
+        if module.check_mode:
+            module.exit_json(changed=True, titan_dr={})
+        finish(module, wait(job, time.time() + params["timeout"]))
     if params["restore_to"] is not None:
         params["restore_to"] = _salvage.whole_second(params["restore_to"])
         params["candidates"] = [candidate for candidate in params["candidates"] if candidate["taken_at"] + 1 <= params["restore_to"]]
     directory = stage_dir(params["data_dir"], params["run_id"])
-    job = job_file(params["run_id"])
     if module.check_mode:
         first = params["candidates"][0] if params["candidates"] else None
         note = f"would fetch and prove the Redis data of restore point {first['id']}" if first else "there is no restore point"
-        module.exit_json(changed=True, titan_dr={"notes": [note]} if params["mode"] != "wait" else {})
-    if params["mode"] == "wait":
-        finish(module, wait(job, time.time() + params["timeout"]))
+        module.exit_json(changed=True, titan_dr={"notes": [note]})
     with _lease.command(module, "redis_stage", {"candidates": [candidate["id"] for candidate in params["candidates"]]}) as command:
         os.makedirs(os.path.dirname(job), mode=0o700, exist_ok=True)
         if params["mode"] == "start":

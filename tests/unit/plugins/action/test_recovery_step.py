@@ -251,13 +251,6 @@ def test_a_restore_point_that_can_be_had_in_time_comes_first(tmp_path: Path, mon
     assert any("190 s more of data are lost" in note for note in said["notes"]) is (first == "old")
 
 
-def test_the_size_of_what_was_restored_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = action(tmp_path, monkeypatch, "redis_stage", {"candidates": [candidate("new", 1, "far")]}, BUDGET)
-    result: dict[str, Any] = {"titan_dr": {"restore_point": {"id": "new"}}}
-    step._tell_size(result)
-    assert result["titan_dr"]["restore_point"] == {"id": "new", "bytes": 100, "object_bytes": 100}
-
-
 def test_the_modules_words_and_the_gates() -> None:
     step = recovery_step.ActionModule.__new__(recovery_step.ActionModule)
     both = step._with({"titan_dr": {"notes": "mine", "gates": []}}, {"notes": ["yours"], "breach": {}})

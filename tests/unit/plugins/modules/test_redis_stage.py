@@ -36,6 +36,7 @@ def test_proven(case: Any, dump: bytes, run_module: Any) -> None:
     assert rows["gates"][0]["verdict"] == "pass" and "canary 7" in rows["gates"][0]["evidence"]
     assert rows["versions"] == {"redis": "7.0.15"}
     assert rows["rpo"] == {"actual_s": 100.0, "basis": "canary"} and rows["restore_point"]["id"] == "new" and rows["notes"] == []
+    assert (rows["restore_point"]["bytes"], rows["restore_point"]["object_bytes"]) == (len(dump), case.params["candidates"][0]["object"]["size"])
     assert set(rows["timings"]) == {"fetch", "wait_for_packages", "prove"}
 
 
@@ -108,6 +109,13 @@ def test_packages_that_never_come(case: Any, dump: bytes, run_module: Any) -> No
     assert result["failed"] and "packages are not installed" in result["msg"]
 
 
+@pytest.mark.parametrize("mode", ["run", "start"])
+@pytest.mark.parametrize("name", redis_stage.WORKS_ON)
+def test_what_is_needed_for_the_work_is_asked_for_before_it(case: Any, run_module: Any, mode: str, name: str) -> None:
+    result = run_module(redis_stage, {**{key: value for key, value in case.params.items() if key != name}, "mode": mode})
+    assert result["failed"] and name in result["msg"] and not case.directory.exists()
+
+
 def test_check_mode_fetches_nothing(case: Any, run_module: Any) -> None:
     case.add("new", b"x", {})
     result = run_module(redis_stage, case.params, check=True)
@@ -150,7 +158,7 @@ def test_the_result_arrives_and_no_secret_touches_the_disk(case: Any, dump: byte
     again = run_module(redis_stage, {**case.params, "mode": "start"})
     assert not again["failed"] and until_running(case) == pid, "there is one worker only"
     (case.box / "marker").touch()
-    result = run_module(redis_stage, {**case.params, "mode": "wait"})
+    result = run_module(redis_stage, {"mode": "wait", "run_id": case.params["run_id"], "timeout": 20})
     assert not result["failed"] and result["titan_dr"]["restore_point"]["id"] == "new", result["msg"]
     assert (case.directory / "base.rdb").read_bytes() == dump and len(result["titan_dr"]["notes"]) == 1
     for content in [*seen, scan(), json.dumps(result).encode()]:
