@@ -1,7 +1,7 @@
 # Copyright (c) 2026, Titan DR maintainers
 # Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
-"""Counts of keys by class, which is the first part of their names."""
+"""Counts of keys by class. The class of a key is its name up to the last colon."""
 
 from __future__ import annotations
 
