@@ -17,7 +17,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ ONLY = re.compile(os.environ.get("TITAN_DR_POINTS", ""))
 # The window in which no process may restart is waited for in each run and has nothing to do with crashes, nor has the clock: it is one machine's.
 ARGUMENTS = ("-e", "validate_window=2", "-e", "preflight_clock_tolerance=60")
 MARK = "titan:test:mark"
+NOTHING_TO_RESUME = "there is nothing to resume"
+SOON = 0.1  # seconds into a task
 PLAIN, RESUME, ELSEWHERE = WAYS = "again", "with titan_dr_resume", "from another controller"
 
 pytestmark = pytest.mark.lab
@@ -183,6 +185,11 @@ def after(world: World, scenario: Scenario) -> dict[str, Any]:
 # --- one point ----------------------------------------------------------------------------------------------------------
 
 
+def ended_well(held: dict[str, Any], first: Controller) -> bool:
+    """What the killed run left on the server came to its end by itself."""
+    return (held.get("run_id"), held.get("result")) == (first.run_id, "recovered")
+
+
 def again(scenario: Scenario, folder: Path, first: Controller, how: str, problems: list[str]) -> list[Controller]:
     """The runs that follow the one that was killed."""
     held = lease(scenario.host)
@@ -200,7 +207,7 @@ def again(scenario: Scenario, folder: Path, first: Controller, how: str, problem
             said = blind.report.get("message", "")
             now = lease(scenario.host)
             # What ran on the server may have come to its end before it was asked.
-            over = (now.get("run_id"), now.get("result"), blind.report.get("result")) == (first.run_id, "recovered", "recovered")
+            over = ended_well(now, first) and (blind.report.get("result") == "recovered" or NOTHING_TO_RESUME in said)
             if not over and (blind.report.get("result") != "refused" or first.run_id not in said or "take_over" not in said):
                 problems.append(f"another controller was not refused: {blind.report.get('result')}: {said}")
             more = ("-e", f"titan_dr_take_over={first.run_id}")
@@ -213,6 +220,9 @@ def crash(world: World, scenario: Scenario, folder: Path, point: Point, how: str
     folder.mkdir()
     since = scenario.strike(world, folder)
     first = Controller(folder / "first", scenario.playbook, *scenario.arguments, crash=point).end()
+    if not first.died and point.delay > SOON:
+        # faster than the run that the point was chosen from
+        return crash(world, scenario, folder / "sooner", replace(point, delay=point.delay / 2), how, pause, expected)
     if not first.died:
         return [f"the run was not killed there, it ended with {first.rc}: {first.report.get('result')}"]
     time.sleep(pause)
@@ -223,8 +233,8 @@ def crash(world: World, scenario: Scenario, folder: Path, point: Point, how: str
     last = runs[-1]
     # A server that trades again is not restored once more by anybody who did not say so.
     well = done_before and last.report.get("result") == "refused" and "newer_data" in str(last.report.get("gates"))
-    # A Titan that trades is not resumed.
-    well = well or (done_before and last.report.get("result") == "refused" and "there is nothing to resume" in last.report.get("message", ""))
+    # A Titan that trades is not resumed, also when what ran on the server came to its end just before.
+    well = well or (ended_well(lease(scenario.host), first) and last.report.get("result") == "refused" and NOTHING_TO_RESUME in last.report["message"])
     # What ran on the server came to its end just before it was to be gone on with.
     well = well or (how == RESUME and last.report.get("result") == "refused" and "it ended, recovered" in last.report.get("message", ""))
     # 4: recovered, but the restore point grows old in a long sweep
