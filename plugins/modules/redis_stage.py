@@ -27,7 +27,8 @@ options:
   mode:
     description:
       - With V(start) the work goes on in the background, in memory of a process of its own, and ends at O(timeout) whatever happens to the controller.
-      - With V(wait) the result of that work is waited for and returned. Of the options only O(run_id) and O(timeout) are looked at.
+      - With V(wait) the result of that work is waited for and returned. Of the options only O(run_id) and O(timeout) are looked at;
+        for the work itself O(candidates), O(identity), O(data_dir), O(canary), O(incident_started_at) and O(installed_marker) are required, too.
       - The module's own background work is used and not C(async), because C(async) would write the parameters with their secrets to the disk.
     type: str
     choices: [run, start, wait]
@@ -211,6 +212,7 @@ from ansible_collections.titan.disaster_recovery.plugins.module_utils import (
 
 # Two clocks that differ by more make expiries and the data loss meaningless.
 CLOCK_TOLERANCE = 60.0
+# What the work needs, and a wait for it does not
 WORKS_ON = ("candidates", "identity", "data_dir", "canary", "incident_started_at", "installed_marker")
 INVARIANT = {
     "class": {"type": "str", "required": True},
