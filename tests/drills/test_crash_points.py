@@ -251,7 +251,7 @@ def crash(world: World, scenario: Scenario, folder: Path, point: Point, how: str
 
 
 # A halt has no lease that could be taken up, and its end is not a Titan that trades: what it must leave is a Titan that does not, and that can be resumed.
-@pytest.mark.skipif(not COUNT, reason="a part of make sweep")
+@pytest.mark.slow  # make sweep: every point; make soak: one
 @pytest.mark.parametrize("name", [pytest.param("halt", id=f"halt-seed{SEED}")])
 def test_a_halt_that_dies_anywhere_is_given_again(world: World, tmp_path: Path, name: str) -> None:
     dice = random.Random(f"{SEED} {name}")
@@ -267,7 +267,7 @@ def test_a_halt_that_dies_anywhere_is_given_again(world: World, tmp_path: Path, 
     whole = halts("whole")
     assert whole.rc == 0 and resumes("resumed") == []
     found = [point for point in points(whole.events(), dice) if ONLY.search(point.name)]
-    chosen = chosen_of(found, COUNT, dice)
+    chosen = chosen_of(found, COUNT or "1", dice)
     print(f"\n{name}: {len(chosen)} of {len(found)} points, TITAN_DR_SEED={SEED}")
     bad = []
     for number, point in enumerate(chosen):
