@@ -228,13 +228,12 @@ def crash(world: World, scenario: Scenario, folder: Path, point: Point, how: str
     time.sleep(pause)
     said = [event for event in first.events() if event["kind"] != "crash"][-1]
     problems: list[str] = []
-    done_before = lease(scenario.host).get("result") == "recovered"
     runs = [first, *again(scenario, folder, first, how, problems)]
     last = runs[-1]
-    # A server that trades again is not restored once more by anybody who did not say so.
-    well = done_before and last.report.get("result") == "refused" and "newer_data" in str(last.report.get("gates"))
-    # A Titan that trades is not resumed, also when what ran on the server came to its end just before.
-    well = well or (ended_well(lease(scenario.host), first) and last.report.get("result") == "refused" and NOTHING_TO_RESUME in last.report["message"])
+    # What ran on the server came to its end just before, or while this run began: a Titan that trades is neither resumed, nor restored once more by
+    # anybody who did not say so.
+    refused = last.report.get("result") == "refused" and ended_well(lease(scenario.host), first)
+    well = refused and ("newer_data" in str(last.report.get("gates")) or NOTHING_TO_RESUME in last.report["message"])
     # What ran on the server came to its end just before it was to be gone on with.
     well = well or (how == RESUME and last.report.get("result") == "refused" and "it ended, recovered" in last.report.get("message", ""))
     # 4: recovered, but the restore point grows old in a long sweep
