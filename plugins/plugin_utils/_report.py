@@ -194,7 +194,8 @@ def _result(rows: list[Row], start: Row, end: Row | None, gates: list[dict[str, 
     halted, held = set(), set()
     for row in rows:
         said = row.get("titan_dr") or {} if row["event"] == "task" else {}
-        if said.get("trading") or said.get("halt"):
+        # one that was only seen to trade was not halted
+        if said.get("trading", "resumed") != "resumed" or said.get("halt"):
             halted.add(row.get("host"))
         if (said.get("lease") or {}).get("epoch"):
             held.add(row.get("host"))

@@ -185,9 +185,12 @@ def after(world: World, scenario: Scenario) -> dict[str, Any]:
 # --- one point ----------------------------------------------------------------------------------------------------------
 
 
-def ended_well(held: dict[str, Any], first: Controller) -> bool:
-    """What the killed run left on the server came to its end by itself."""
-    return (held.get("run_id"), held.get("result")) == (first.run_id, "recovered")
+def came_too_late(run: Controller, scenario: Scenario, first: Controller) -> bool:
+    """What the killed run left on the server came to its end by itself, before or while this run began. A Titan that trades is neither resumed, nor
+    restored once more by anybody who did not say so, nor can what ended be gone on with."""
+    held, result, said = lease(scenario.host), run.report.get("result"), run.report.get("message", "")
+    refused = "newer_data" in str(run.report.get("gates")) or NOTHING_TO_RESUME in said or "it ended, recovered" in said
+    return (held.get("run_id"), held.get("result")) == (first.run_id, "recovered") and (result == "recovered" or (result == "refused" and refused))
 
 
 def again(scenario: Scenario, folder: Path, first: Controller, how: str, problems: list[str]) -> list[Controller]:
@@ -205,10 +208,7 @@ def again(scenario: Scenario, folder: Path, first: Controller, how: str, problem
             blind = Controller(folder / "blind", scenario.playbook, *scenario.arguments, elsewhere=name).end()
             runs.append(blind)
             said = blind.report.get("message", "")
-            now = lease(scenario.host)
-            # What ran on the server may have come to its end before it was asked.
-            over = ended_well(now, first) and (blind.report.get("result") == "recovered" or NOTHING_TO_RESUME in said)
-            if not over and (blind.report.get("result") != "refused" or first.run_id not in said or "take_over" not in said):
+            if not came_too_late(blind, scenario, first) and (blind.report.get("result") != "refused" or first.run_id not in said or "take_over" not in said):
                 problems.append(f"another controller was not refused: {blind.report.get('result')}: {said}")
             more = ("-e", f"titan_dr_take_over={first.run_id}")
     runs.append(Controller(folder / "again", scenario.playbook, *scenario.arguments, *more, elsewhere=name).end())
@@ -230,14 +230,9 @@ def crash(world: World, scenario: Scenario, folder: Path, point: Point, how: str
     problems: list[str] = []
     runs = [first, *again(scenario, folder, first, how, problems)]
     last = runs[-1]
-    # What ran on the server came to its end just before, or while this run began: a Titan that trades is neither resumed, nor restored once more by
-    # anybody who did not say so.
-    refused = last.report.get("result") == "refused" and ended_well(lease(scenario.host), first)
-    well = refused and ("newer_data" in str(last.report.get("gates")) or NOTHING_TO_RESUME in last.report["message"])
-    # What ran on the server came to its end just before it was to be gone on with.
-    well = well or (how == RESUME and last.report.get("result") == "refused" and "it ended, recovered" in last.report.get("message", ""))
+    refused = last.report.get("result") == "refused" and came_too_late(last, scenario, first)
     # 4: recovered, but the restore point grows old in a long sweep
-    if not well and (last.rc not in (0, 4) or (last.report.get("result"), last.report.get("trading")) != ("recovered", "resumed")):
+    if not refused and (last.rc not in (0, 4) or (last.report.get("result"), last.report.get("trading")) != ("recovered", "resumed")):
         problems.append(f"it ended with {last.rc}, {last.report.get('result')}, trading {last.report.get('trading')}: {last.report.get('message')}")
     try:
         problems += differences(expected, after(world, scenario))[:12]

@@ -226,6 +226,11 @@ def test_another_restore_point_replaces_the_first_as_a_whole() -> None:
     assert rows.end(4)["restore_point"] == {"id": "old", "source": "s3", "proof": "y"}
 
 
+def test_a_refusal_of_a_server_that_was_only_seen_to_trade_is_one() -> None:
+    report = Rows().task(1, trading="resumed").task(2, "failed", refused="it ended, recovered").end(3, failures=1)
+    assert (report["result"], report["message"]) == ("refused", "it ended, recovered")
+
+
 def test_a_refusal_after_the_halt_is_a_failure() -> None:
     report = Rows().task(1, trading="halted").task(2, "failed", refused="another run took the lease").end(3, failures=1)
     assert (report["result"], report["message"]) == ("failed", "another run took the lease")
